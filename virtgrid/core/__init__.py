@@ -1,0 +1,1 @@
+"""Words everyone shares: errors, units, clocks, the journal. Imports nothing of ours."""
