@@ -1,0 +1,1 @@
+"""Kernel networking: namespaces, links, capture on a tap, probes."""
