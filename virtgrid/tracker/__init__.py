@@ -1,0 +1,1 @@
+"""Frames in, connection states out. No I/O and no clock: time is an argument."""

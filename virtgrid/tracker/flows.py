@@ -1,0 +1,172 @@
+"""A block's segments by connection, and what follows in it without a break.
+
+Sorted by connection, and within one in the order of the frames, segments are named by their *position*.
+A *stretch* is a part of one direction's bytes: segments with payload, each following on the one before,
+with nothing between them but acknowledgements. On an ordinary connection a request is one stretch and
+its answer the next, however many segments they have. Whatever is not ordinary is a stretch for
+itself, and *odd*: SYN, FIN, RST or no ACK, and a header that was decoded alone. All of it is found by
+comparing columns with themselves, moved by one.
+"""
+
+from __future__ import annotations
+
+from array import array
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virtgrid.core.frames import Flags, Integers
+from virtgrid.tracker.columns import Columns
+from virtgrid.tracker.decode import ACK, FIN, RST, SYN
+from virtgrid.tracker.streams import MASK, UNKNOWN
+
+#: first, last: positions. second: the direction. odd. seq. length: of all its payload.
+#: start, end: where what was captured of the first segment lies in the buffer, or enough of
+#: that. number: of the last segment's frame.
+Stretch = tuple[int, int, bool, bool, int, int, int, int, int]
+
+
+class Group:
+    """One connection's segments: between ``at``, the first not dealt with, and ``stop``.
+
+    keys: of its two directions. stretch: the next of them that may be of use, before ``stretch_stop``. event:
+    the position of the segment that is waited for; UNKNOWN: none.
+    """
+
+    __slots__ = ("at", "event", "keys", "stop", "stretch", "stretch_stop")
+
+    def __init__(
+        self, keys: tuple[bytes, bytes], places: tuple[int, int], stretches: tuple[int, int]
+    ) -> None:
+        self.keys = keys
+        self.at, self.stop = places
+        self.stretch, self.stretch_stop = stretches
+        self.event = UNKNOWN
+
+
+class _Numbers(dict[bytes, int]):
+    """Segment keys to numbers: a connection's two directions are 2n and 2n + 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys_of: list[bytes] = []
+
+    def __missing__(self, key: bytes) -> int:
+        half = (len(key) - 4) // 2
+        reverse = key[half:-4] + key[:half] + key[-2:] + key[-4:-2]
+        number = len(self.keys_of)
+        self.keys_of += (key, reverse)
+        self[reverse] = number + 1
+        self[key] = number
+        return number
+
+
+class Flows:
+    """The segments of a block by connection.
+
+    By position: index (the frame's), seq, ack, flags, length, start, end, second (the direction); work: the
+    next position with more than an acknowledgement; breaks: the next that is odd or does not follow on.
+    sums: payload before a position, by direction; last: the last segment of a direction at or before one.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        numbers = _Numbers()
+        size = len(columns.index)
+        which = np.fromiter(map(numbers.__getitem__, columns.keys), np.int64, size)
+        # Radix sort for two-byte numbers.
+        pair = (which >> 1).astype(np.uint16 if size <= 0x10000 else np.int64)
+        order = np.argsort(pair, kind="stable")
+        ordered, second = pair[order], (which[order] & 1).astype(np.bool_)
+        seq, length, flags = columns.seq[order], columns.length[order], columns.flags[order]
+        index, start, end = columns.index[order], columns.start[order], columns.end[order]
+        odd = (flags & _SPECIAL) != ACK
+        if columns.slow:
+            odd |= np.isin(index, np.fromiter(columns.slow, np.int64, len(columns.slow)))
+        data = length > 0
+        bytes_1 = np.where(second, length, 0)
+        sums = [np.concatenate(([0], np.cumsum(of))) for of in (length - bytes_1, bytes_1)]
+        holes = np.zeros(size, np.bool_)
+        for direction, total in zip((~second, second), sums, strict=True):
+            holes |= _holes(direction & data, seq, total, ordered)
+        position = np.arange(size)
+        ack = columns.ack[order]
+        self.index, self.second = _array(index), _array(second)
+        self.seq, self.ack, self.flags, self.length = _array(seq), _array(ack), _array(flags), _array(length)
+        self.start, self.end = _array(start), _array(end)
+        self.sums = (_array(sums[0]), _array(sums[1]))
+        self.last = tuple(
+            _array(np.maximum.accumulate(np.where(second == bool(of), position, UNKNOWN))) for of in (0, 1)
+        )
+        self.breaks = _array(_upcoming(odd | holes, position))
+        work = odd | data
+        self.work = _array(_upcoming(work, position))
+        self.stretches, edges = _stretches(
+            np.flatnonzero(work), ordered, second, odd, holes, (seq, length, start, end, index)
+        )
+        keys = numbers.keys_of
+        count = len(keys) // 2
+        begins = [*np.searchsorted(ordered, np.arange(count)).tolist(), size]
+        firsts = [*np.searchsorted(edges, np.arange(count)).tolist(), len(edges)]
+        pairs = zip(keys[::2], keys[1::2], strict=True)
+        self.groups = list(map(Group, pairs, pairwise(begins), pairwise(firsts)))
+        self._numbers = numbers
+
+    def group(self, key: bytes) -> Group | None:
+        """The segments of the connection with such a key."""
+        number = self._numbers.get(key)
+        return None if number is None else self.groups[number >> 1]
+
+
+#: Of a message, as much is looked at for its head.
+_HEAD_BYTES: Final = 512
+_SPECIAL: Final = SYN | FIN | RST | ACK
+
+
+def _array(column: NDArray[Any]) -> array[int]:
+    """For looking up single numbers, which Python's own arrays do in a third of the time."""
+    return array("b" if column.dtype == np.bool_ else "q", column.tobytes())
+
+
+def _upcoming(where: Flags, position: Integers) -> Integers:
+    """Of each position, the next at which something is so; the end, where there is none."""
+    return np.minimum.accumulate(np.where(where, position, len(position))[::-1])[::-1]
+
+
+def _holes(data: Flags, seq: Integers, total: Integers, pair: NDArray[Any]) -> Flags:
+    """Where a direction's data does not follow the data before it of the same connection.
+
+    Along data without holes, sequence number minus the bytes of the block before it is a constant.
+    """
+    out = np.zeros(len(seq), np.bool_)
+    where = np.flatnonzero(data)
+    base = (seq[where] - total[where]) & MASK
+    out[where[1:]] = (base[1:] != base[:-1]) & (pair[where[1:]] == pair[where[:-1]])
+    return out
+
+
+def _stretches(
+    work: Integers,
+    pair: NDArray[Any],
+    second: Flags,
+    odd: Flags,
+    holes: Flags,
+    columns: tuple[Integers, ...],
+) -> tuple[list[Stretch], NDArray[Any]]:
+    """The stretches among the positions ``work``, and of each its connection's number."""
+    seq, length, start, end, index = columns
+    if not len(work):
+        return [], pair[work]
+    pair, second, odd = pair[work], second[work], odd[work]
+    begins = odd | holes[work]
+    begins[0] = True
+    begins[1:] |= (pair[1:] != pair[:-1]) | (second[1:] != second[:-1]) | odd[:-1]
+    places = np.flatnonzero(begins)
+    first = work[places]
+    last = work[np.concatenate((places[1:], [len(work)])) - 1]
+    of = (
+        first, last, second[places], odd[places], seq[first], np.add.reduceat(length[work], places),
+        start[first], np.minimum(end[first], start[first] + _HEAD_BYTES), index[last],
+    )  # fmt: skip
+    return list(zip(*(column.tolist() for column in of), strict=True)), pair[places]
