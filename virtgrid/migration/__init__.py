@@ -1,0 +1,1 @@
+"""One migration: plan, preflight, policy, gate, driver, recovery."""

@@ -1,0 +1,1 @@
+"""What a journal says, shown: live view, plain lines, HTML and PNG."""
