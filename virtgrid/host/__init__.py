@@ -1,0 +1,1 @@
+"""This host: what it has and what it lacks."""
