@@ -1,0 +1,1 @@
+"""A site's compute manager (CRM): its nodes and addresses, promised to coordinators."""

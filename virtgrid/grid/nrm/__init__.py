@@ -1,0 +1,1 @@
+"""The network manager (NRM): segments, and bandwidth between sites, promised to coordinators."""
