@@ -1,0 +1,1 @@
+"""The papers' tables, measured: peers interleaved in one run."""

@@ -1,0 +1,1 @@
+"""Several sites on one machine: namespaces, a WAN, guests, load, faults."""

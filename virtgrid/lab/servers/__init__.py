@@ -1,0 +1,1 @@
+"""Real servers from Debian packages on a test host: two namespaces and a cable, for tests and benches."""
