@@ -1,0 +1,95 @@
+"""Asking a coordinator: what ``reserve``, ``reservation`` and ``site`` have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, TypeVar
+
+import typer
+
+from virtgrid.core.errors import DeadlineError, OutcomeUnknownError, RefusedError
+from virtgrid.core.units import format_duration, format_time
+from virtgrid.grid.messages.coalloc import Nodes, Paths, ReservationState, View, Window
+from virtgrid.grid.messages.common import Model, parse
+from virtgrid.wire.endpoint import Endpoint, dial
+from virtgrid.wire.line import LineLostError, deaf
+from virtgrid.wire.message import RemoteError
+
+M = TypeVar("M", bound=Model)
+
+_DEADLINE_S: Final = 40.0
+"""A coordinator answers a reservation within some 20 s, known or not."""
+
+Grc = Annotated[
+    str, typer.Option(metavar="ENDPOINT", help="The coordinator.", envvar="VIRTGRID_GRC", show_envvar=False)
+]
+
+
+def ask(grc: str, method: str, asked: Model, answer: type[M]) -> M:
+    """One question. Errors: the coordinator's; PeerUnreachableError."""
+    where = Endpoint.parse(grc)
+
+    async def main() -> Any:
+        line = await dial(where, deaf, name="the coordinator")
+        try:
+            return await line.call(method, asked.model_dump(mode="json"), deadline_s=_DEADLINE_S)
+        finally:
+            await line.close()
+
+    try:
+        return parse(answer, method, asyncio.run(main()))
+    except RemoteError as error:
+        raise RefusedError(error.what) from error
+
+
+def ask_to_change(grc: str, method: str, asked: Model, id_: str) -> View:
+    """RESERVE or CANCEL. Errors: the same; OutcomeUnknownError when it may have been done or not."""
+    try:
+        view = ask(grc, method, asked, View)
+    except (LineLostError, DeadlineError) as error:  # not when it could not even be dialled
+        raise _unknown(id_, error.what) from error
+    if view.state in (ReservationState.HOLDING, ReservationState.COMMITTING):
+        raise _unknown(id_, f"{view.state}: {view.reason}")
+    return view
+
+
+def _unknown(id_: str, cause: str) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        f"it is not known yet what becomes of reservation {id_}",
+        cause=cause,
+        hint=f"ask again: virtgrid reservation show {id_}",
+    )
+
+
+def view_json(view: View) -> Mapping[str, Any]:
+    """A reservation for ``--json``: the message itself, and its times for people."""
+    found = view.model_dump(mode="json")
+    found["begins_at"] = format_time(view.window.begins_at_s)
+    found["ends_at"] = format_time(view.window.ends_at_s)
+    return found
+
+
+def when(window: Window) -> str:
+    """``2026-11-27T10:00:00Z for 1h00m``."""
+    return f"{format_time(window.begins_at_s)} for {format_duration(window.lasts_s)}"
+
+
+def party_rows(view: View) -> list[tuple[str, ...]]:
+    """Each party: what was asked of it, and what it keeps or why not."""
+    rows: list[tuple[str, ...]] = []
+    for one in view.parties:
+        asked = kept = ""
+        if isinstance(one.wanted, Nodes):
+            nodes = "1 node" if one.wanted.nodes == 1 else f"{one.wanted.nodes} nodes"
+            asked = f"{nodes}, {one.wanted.addresses}"
+        elif isinstance(one.wanted, Paths):
+            rates = {path.rate_bytes_s for path in one.wanted.paths}
+            asked = ", ".join(f"{rate * 8 / 1e6:g} Mbit/s" for rate in sorted(rates)) or "a segment"
+        if one.grant is not None and view.state is ReservationState.COMMITTED:
+            kept = " ".join(one.grant.nodes) or f"segment {one.grant.segment}"
+        rows.append((one.party, str(one.state), asked, one.why or kept))
+    return rows
+
+
+PARTY_COLUMNS: Final = ("PARTY", "STATE", "ASKED FOR", "KEEPS, OR WHY NOT")
