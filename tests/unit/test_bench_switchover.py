@@ -1,0 +1,64 @@
+"""bench switchover: each kind goes both ways, and the figures say what was lost and what was missed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from virtgrid.bench.switchover import FLIP, GATED, PLAIN, SwitchoverPlan, Trial, figures, options, order
+from virtgrid.lab.felt_pause import FeltPause
+
+PLAN = SwitchoverPlan(rtt_s=0.1, client_rtt_s=0.02)
+
+
+def trial(kind: str, *, lost: int = 0, kept_s: float | None = 0.3, new_s: float | None = 0.5) -> Trial:
+    felt = FeltPause(pings_sent=600, pings_lost=lost, stall_kept_s=kept_s, stall_new_s=new_s, awake_s=0.1)
+    flipped: dict[str, Any] = {"flip_after_s": 0.004, "replayed": 7} if kind == FLIP else {}
+    return Trial(
+        run=1, kind=kind, source="alice", destination="bob", pause_s=0.2, unsuitable=1, felt=felt,
+        **{"flip_after_s": None, "replayed": None, **flipped},
+    )  # fmt: skip
+
+
+def test_every_kind_goes_there_and_back() -> None:
+    # The guest is at the first site before an even number of migrations.
+    ways: dict[tuple[int, str], set[int]] = {}
+    journeys = [(run, kind) for run in range(1, 7) for kind in order(run)]
+    for number, (run, kind) in enumerate(journeys):
+        ways.setdefault(((run - 1) // 2, kind), set()).add(number % 2)
+    assert all(set(order(run)) == {PLAIN, GATED, FLIP} for run in range(1, 7))
+    assert {order(run)[0] for run in range(1, 7)} == {PLAIN, GATED, FLIP}
+    assert all(len(found) == 2 for found in ways.values()), ways
+
+
+def test_plain_is_plain_libvirt_and_only_one_kind_flips() -> None:
+    assert "immediate" in options(PLAN, PLAIN)
+    assert options(PLAN, GATED)[-2:] == ["--flip", "off"]
+    assert options(PLAN, FLIP)[-2:] == ["--flip", "auto"]
+    assert options(PLAN, FLIP)[:2] == ["--bandwidth", "80000kbit"]
+
+
+def test_one_lost_ping_in_any_flipped_migration_misses_the_goal() -> None:
+    found = {
+        one.name: one for one in figures(PLAN, [trial(PLAIN, lost=20), trial(FLIP), trial(FLIP, lost=1)])
+    }
+    assert (found["pings_lost_flip"].value, found["pings_lost_flip"].ok) == (1, False)
+    assert found["pings_lost_flip"].peer == 20
+    assert found["without_loss_flip"].value == pytest.approx(0.5)
+    assert found["without_loss_flip"].ok is False
+
+
+def test_stalls_are_held_against_the_pause_and_the_way() -> None:
+    found = {one.name: one for one in figures(PLAN, [trial(FLIP), trial(FLIP, kept_s=0.45, new_s=0.55)])}
+    established = found["stall_established_beyond_pause_ms_flip"]
+    assert established.value == pytest.approx(250)
+    assert established.ok is False, "two round trips are 240 ms"
+    new = found["stall_new_beyond_pause_ms_flip"]
+    assert new.value == pytest.approx(350)
+    assert new.ok is True
+
+
+def test_what_was_never_answered_meets_no_goal() -> None:
+    found = {one.name: one for one in figures(PLAN, [trial(FLIP, kept_s=None)])}
+    assert found["stall_established_beyond_pause_ms_flip"].ok is False
