@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from virtgrid.core import journal as journals
-from virtgrid.core.errors import LabError
+from virtgrid.core.errors import DeadlineError, LabError, NotFoundError
 from virtgrid.core.events import TERMINAL, Record
 from virtgrid.lab import faults, guest
 from virtgrid.lab.guest import GuestSpec
@@ -272,7 +272,10 @@ class Stage:
 
     @contextlib.contextmanager
     def caught_in(self, phase: str, *options: str, keep_target: bool = False) -> Iterator[Migration]:
-        """A migration in this phase (storage, precopy or hold); it cannot complete while this lasts."""
+        """A migration in this phase (storage, precopy or hold); it cannot complete while this lasts.
+
+        In storage the disk is being copied: both QEMUs run.
+        """
         slow = ["--bandwidth", "8"] if phase == "storage" else []
         migration = self.start(
             "--policy", "strict", "--max-wait", "forever", *slow, *options, keep_target=keep_target
@@ -280,6 +283,7 @@ class Stage:
         try:
             migration.wait_for_phase("storage")
             if phase == "storage":
+                migration.wait_for("storage")
                 yield migration
                 return
             with self.occupied():  # the capture has begun: it sees this client from the first frame on
@@ -399,11 +403,28 @@ class Stage:
 
     def forget(self) -> None:
         """No such guest at either site."""
-        for site in (self.here, self.there):
-            for verb in ("destroy", "undefine"):
-                with contextlib.suppress(LabError):
-                    guest.virsh(self.lab.site(site), verb, self.name)
-            (self.lab.site(site).images / self.spec.disk_name).unlink(missing_ok=True)
+        for where in (self.here, self.there):
+            self._end(where)
+            with contextlib.suppress(LabError):
+                self.virsh(where, "undefine", self.name)
+            (self.lab.site(where).images / self.spec.disk_name).unlink(missing_ok=True)
+
+    def _end(self, where: str) -> None:
+        """It runs there no more; a libvirtd that cannot end it is started anew, beside a dead QEMU.
+
+        So that one test's broken libvirtd is not the failure of all that follow.
+        """
+        with contextlib.suppress(LabError, DeadlineError):
+            self.virsh(where, "destroy", self.name)
+        if self.state(where) in ("", "shut off"):
+            return
+        site = self.lab.site(where)
+        with contextlib.suppress(NotFoundError):
+            faults.kill_qemu(site, self.name)
+        with contextlib.suppress(NotFoundError):
+            faults.kill_libvirtd(site)
+        faults.restore_libvirtd(site)
+        until(lambda: self.state(where) in ("", "shut off"), f"{where} without {self.name}")
 
     def boot(self) -> None:
         """Start the guest here and wait until it serves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -44,6 +45,36 @@ def test_destination_libvirtd_killed_leaves_the_guest_at_the_source(stage: Stage
     stage.check_safe_at_source()
     if phase == "hold":
         stage.check_clean_migration()
+
+
+def test_a_destination_that_died_before_its_qemu_began_is_told(stage: Stage) -> None:
+    with stage.caught_in("storage") as migration:
+        faults.kill_libvirtd(stage.target)
+        ended = migration.end()
+    _at_source(stage, ended)
+    # As libvirtd leaves it when it is killed after it wrote the domain down, before it started QEMU.
+    faults.kill_qemu(stage.target, stage.name)
+    status = stage.target.plan.run / "libvirt" / "qemu" / f"{stage.name}.xml"
+    text = status.read_text()
+    begun = re.search(r"<domstatus state='paused' reason='[a-z ]+' pid='[0-9]+'>", text)
+    assert begun, text[:500]
+    status.write_text(text.replace(begun[0], "<domstatus state='paused' reason='starting up' pid='0'>"))
+    faults.restore_libvirtd(stage.target)
+    try:
+        done = stage.virtgrid("migration", "recover", migration.id, "--yes", "--json")
+        assert done.status == 0, done.out + done.err
+        said = json.loads(done.out)
+        assert said["situation"]["place"] == "source"
+        [advice] = [action for action in said["actions"] if "never began" in action]
+        assert f"/run/libvirt/qemu/{stage.name}.xml" in advice
+        assert not stage.target_image.exists()
+        stage.answers()
+    finally:  # what the advice says
+        faults.kill_libvirtd(stage.target)
+        status.unlink()
+        faults.restore_libvirtd(stage.target)
+    stage.check_safe_at_source()
+    stage.check_clean_migration()
 
 
 # "resumed" is the worst moment: the guest may run over there, and the answer that says so is lost.

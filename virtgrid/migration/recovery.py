@@ -15,7 +15,7 @@ from typing import Final
 
 from virtgrid.core import journal as journals
 from virtgrid.core.clock import SystemClock
-from virtgrid.core.errors import NotFoundError, PositionUnknownError, RefusedError
+from virtgrid.core.errors import DeadlineError, NotFoundError, PositionUnknownError, RefusedError
 from virtgrid.core.events import Record
 from virtgrid.core.journal import Journal
 from virtgrid.migration.flip import restore, way_of
@@ -30,6 +30,8 @@ from virtgrid.virt.domain import Domain, Position, look
 
 #: A dead driver's job is ended by libvirt, when it notices that its connection is gone.
 _QUIET_DEADLINE_S: Final = 25.0
+#: For a copy that is just being started; one that never will be does not answer at all.
+_BEGINNING_DEADLINE_S: Final = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,9 +223,9 @@ async def _act(
 ) -> list[str]:
     done: list[str] = []
     if Repair.REMOVE_DESTINATION in situation.repairs:
-        await _remove_copy(left.dest_uri, left, done, left.destination)
+        await _remove_copy(left.dest_uri, left, journal, done, left.destination)
     if Repair.REMOVE_SOURCE in situation.repairs:
-        await _remove_copy(left.source_uri, left, done, left.source)
+        await _remove_copy(left.source_uri, left, journal, done, left.source)
     if situation.place is Place.SOURCE:
         async with await Hypervisor.open(left.source_uri, name=left.source) as source:
             domain = Domain(source, uuid=left.uuid, name=left.domain)
@@ -247,8 +249,13 @@ async def _act(
     return done
 
 
-async def _remove_copy(uri: str, left: Remains, done: list[str], host: str) -> None:
-    """End a stopped left-over copy. Looked at once more first: it must not have begun to run."""
+async def _remove_copy(uri: str, left: Remains, journal: Journal, done: list[str], host: str) -> None:
+    """End a stopped left-over copy. Looked at once more first: it must not have begun to run.
+
+    A libvirtd killed between writing a domain down and starting its QEMU remembers, when it is back, a
+    domain without a process and a job without an owner (libvirt 11.3, ``qemuProcessReconnectHelper``). It
+    cannot end that, nor can we; nothing of it runs, so all else is put right and the rest is told.
+    """
     now = await look(uri, left.uuid)
     if now is None or str(now.state) == "running":
         raise PositionUnknownError(
@@ -256,9 +263,22 @@ async def _remove_copy(uri: str, left: Remains, done: list[str], host: str) -> N
             where=f"{host} says: {now or 'no answer'}",
             hint="nothing was done; look again with virtgrid migration recover",
         )
-    with contextlib.suppress(NotFoundError):  # libvirt was faster
+    try:
         async with await Hypervisor.open(uri, name=host) as hypervisor:
-            await Domain(hypervisor, uuid=left.uuid, name=left.domain).destroy()
+            copy = Domain(hypervisor, uuid=left.uuid, name=left.domain)
+            await (copy.destroy(deadline_s=_BEGINNING_DEADLINE_S) if now.beginning else copy.destroy())
+    except NotFoundError:  # libvirt was faster
+        pass
+    except DeadlineError:
+        later = await look(uri, left.uuid)
+        if later is None or not later.beginning:
+            raise
+        journal.write("left", kind="domain", name=left.domain, reason=f"{host}'s libvirt never began it")
+        done.append(
+            f"{host} remembers a copy that never began, and its libvirt cannot end it: stop libvirtd there,"
+            f" remove /run/libvirt/qemu/{left.domain}.xml, start libvirtd"
+        )
+        return
     done.append(f"removed the stopped copy on {host}")
 
 

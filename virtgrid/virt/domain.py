@@ -57,6 +57,11 @@ class Position:
     job: bool = False
 
     @property
+    def beginning(self) -> bool:
+        """libvirt is about to start its QEMU, or died while it was."""
+        return self.reason == _PAUSE_REASONS[libvirt.VIR_DOMAIN_PAUSED_STARTING_UP]
+
+    @property
     def active(self) -> bool:
         return self.state in (DomainState.RUNNING, DomainState.PAUSED, DomainState.CRASHED, DomainState.OTHER)
 
@@ -121,9 +126,9 @@ class Domain:
     async def resume(self) -> None:
         await self.call(lambda dom: dom.resume(), f"cannot resume {self.name}")
 
-    async def destroy(self) -> None:
+    async def destroy(self, *, deadline_s: float = 30) -> None:
         """Pull the plug; the domain's process ends."""
-        await self.call(lambda dom: dom.destroy(), f"cannot destroy {self.name}", deadline_s=30)
+        await self.call(lambda dom: dom.destroy(), f"cannot destroy {self.name}", deadline_s=deadline_s)
 
     async def abort_job(self) -> None:
         """Cancel the migration job; no job is not an error (it may just have ended)."""
