@@ -121,6 +121,10 @@ class Migration:
     def wait_for_phase(self, phase: str) -> Record:
         return self.wait_for("phase", phase=phase)
 
+    def last(self, event: str) -> Record:
+        """The last record of this event, of a migration that has ended."""
+        return [record for record in self.all() if record.event == event][-1]
+
     def end(self, *, deadline_s: float = PATIENCE_S) -> Ended:
         """Wait for the command's end."""
         out, err = self.process.communicate(timeout=deadline_s)

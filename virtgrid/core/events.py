@@ -106,10 +106,14 @@ EVENTS: Final[Mapping[str, EventType]] = {
         "name state text",
         "took_s",
     ),
+    "cure": _row(
+        "The guest was silent at the destination: what was tried, and what was seen afterwards.", "tried how"
+    ),
     "verified": _row(
-        "Whether the guest answers at the destination: yes, no or unknown, and how that was asked.",
+        "Whether the guest answers at the destination: yes, no or unknown, and how that was asked. why it is"
+        " silent: crashed, paused, gone, unplugged, network, hung or mute.",
         "answering how",
-        "after_s",
+        "after_s why",
     ),
     "user": _row("A person asked for something: release, abort, detach, interrupt.", "action", "by"),
     "note": _row("Something a person should know.", "text", "hint"),

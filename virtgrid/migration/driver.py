@@ -30,6 +30,7 @@ from virtgrid.migration import facts as gathering
 from virtgrid.migration import preflight, running
 from virtgrid.migration.control import ControlServer
 from virtgrid.migration.copying import Copy
+from virtgrid.migration.cure import Silence, cure, gone
 from virtgrid.migration.flip import Flip
 from virtgrid.migration.guestname import GuestName
 from virtgrid.migration.outcome import Place, Repair, Situation, judge
@@ -38,7 +39,7 @@ from virtgrid.migration.prepare import HoldLimits, TargetImages
 from virtgrid.migration.verify import Answer, verify
 from virtgrid.migration.watch import Watch, capture_note
 from virtgrid.virt.connection import Hypervisor, QemuEvent
-from virtgrid.virt.domain import Domain, look, position
+from virtgrid.virt.domain import Domain, look
 from virtgrid.virt.fence import Fence
 from virtgrid.virt.migrate import MigrateCall
 from virtgrid.virt.monitor import Monitor, QemuMonitor
@@ -303,17 +304,7 @@ class Driver:
             await asyncio.sleep(0.05)  # the event is on its way over the WAN
         await name.move()
         self._journal.write("phase", phase="verify")
-        answer = Answer(answering="unknown", how="not asked (--verify-timeout 0)")
-        if self._request.verify_timeout_s:
-            addresses = self._watch.addresses() if self._watch is not None else ()
-            answer = await verify(
-                destination, domain.uuid, plan.facts.tap, addresses, deadline_s=self._request.verify_timeout_s
-            )
-        self._journal.write(
-            "verified", **_known(answering=answer.answering, how=answer.how, after_s=answer.after_s)
-        )
-        if answer.answering != "yes":
-            await self._say_silent(plan, destination, domain, answer)
+        answer = await self._verify(plan, destination, domain)
         await name.settle(answer.answering)
         sent_bytes = None
         with contextlib.suppress(VirtgridError):
@@ -329,21 +320,40 @@ class Driver:
         self._journal.write("finished", sync=True, **fields)
         return fields
 
-    async def _say_silent(
-        self, plan: MigrationPlan, destination: Hypervisor, domain: Domain, answer: Answer
-    ) -> None:
-        """It has arrived and does not answer: because it was shut off, or for a person to find out."""
-        with contextlib.suppress(VirtgridError):
-            if not (await position(destination, domain.uuid)).active:
-                host = plan.facts.destination.hostname
-                self._journal.write("note", text=f"{plan.name} arrived on {host} and was shut off there")
-                return
-        if answer.answering == "no":
-            self._journal.write(
-                "note",
-                text=f"{plan.name} runs on {plan.facts.destination.hostname} but is silent: {answer.how}",
-                hint="look at its console; virsh domif-setlink DOMAIN MAC down, then up, announces it again",
-            )
+    async def _verify(self, plan: MigrationPlan, destination: Hypervisor, domain: Domain) -> Answer:
+        """Ask the guest at its new place; when it is silent, cure it or say why it is."""
+        addresses = self._watch.addresses() if self._watch is not None else ()
+        nic, within_s = plan.facts.tap, self._request.verify_timeout_s
+        host = plan.facts.destination.hostname
+
+        async def ask(deadline_s: float) -> Answer:
+            return await verify(destination, domain.uuid, nic, addresses, deadline_s=deadline_s)
+
+        def tell(tried: str, how: str) -> None:
+            self._journal.write("cure", tried=tried, how=how)
+
+        answer = Answer(answering="unknown", how="not asked (--verify-timeout 0)")
+        found: Silence | None = None
+        if within_s:
+            answer = await ask(within_s)
+        if answer.answering == "no" and nic is not None:
+            ipv4 = next((address for address in addresses if ":" not in address), None)
+            cured, found = await cure(destination, domain, nic, host, ipv4, ask=ask, tell=tell)
+            answer = cured or answer
+        elif answer.answering != "yes":
+            found = await gone(destination, domain, host)
+        self._journal.write(
+            "verified",
+            **_known(
+                answering=answer.answering,
+                how=answer.how,
+                after_s=answer.after_s,
+                why=found.why if found is not None else None,
+            ),
+        )
+        if found is not None:
+            self._journal.write("note", text=found.text, hint=found.hint)
+        return answer
 
     def _figures(self, sent_bytes: int | None = None) -> dict[str, Any]:
         """What ``finished`` and ``failed`` both tell."""

@@ -65,6 +65,8 @@ def _news(record: Record, status: Status) -> str | None:
         case "resumed":
             took = f" after {format_duration(status.downtime_s)}" if status.downtime_s is not None else ""
             return f"guest runs on {status.destination}{took}"
+        case "cure":
+            return f"guest silent; {clean(get('tried'))}: {clean(get('how'))}"
         case "verified":
             return f"guest answering: {clean(get('answering'))} ({clean(get('how'))})"
         case "name_changed":

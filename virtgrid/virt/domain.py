@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,6 +71,25 @@ class Position:
 
 
 ABSENT: Final = Position(state=DomainState.ABSENT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """What a domain had done at a moment.
+
+    used_s: what its processors ran or waited to run; got, sent: frames of one card, as the guest counts them.
+    """
+
+    at_s: float
+    used_s: float
+    vcpus: int
+    got: int
+    sent: int
+
+    def busy_since(self, before: Activity) -> float:
+        """The share of its processors' time it used since then, 0 to 1."""
+        whole_s = (self.at_s - before.at_s) * max(1, self.vcpus)
+        return min(1.0, max(0.0, (self.used_s - before.used_s) / whole_s)) if whole_s > 0 else 0.0
 
 
 class Domain:
@@ -162,6 +182,38 @@ class Domain:
         """Frames the guest has sent on this tap so far (libvirt counts from the guest's side)."""
         stats = await self.call(lambda dom: dom.interfaceStats(tap), f"cannot read the counters of {tap}")
         return int(stats[5])
+
+    async def set_link(self, mac: str, *, up: bool) -> None:
+        """Plug the cable of an interface in or out, as virsh domif-setlink does. Errors: NotFoundError."""
+        link = "up" if up else "down"
+
+        def change(dom: Any) -> bool:
+            device = domxml.interface_xml(str(dom.XMLDesc(0)), mac, link=link)
+            if device is not None:
+                dom.updateDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            return device is not None
+
+        if not await self.call(change, f"cannot put the link of {mac} {link}"):
+            raise NotFoundError(f"{self.name} has no interface {mac}")
+
+    async def activity(self, tap: str | None) -> Activity:
+        """What it has done so far: see ``Activity``."""
+
+        def ask(dom: Any) -> Activity:
+            stats = dom.interfaceStats(tap) if tap else None
+            [(_, told)] = dom.connect().domainListGetStats([dom], libvirt.VIR_DOMAIN_STATS_VCPU)
+            vcpus = int(told.get("vcpu.current", 1))
+            # What a processor of a busy host was kept waiting it would have used.
+            used_ns = sum(told.get(f"vcpu.{n}.{of}", 0) for n in range(vcpus) for of in ("time", "delay"))
+            return Activity(
+                at_s=time.monotonic(),
+                used_s=used_ns / 1e9,
+                vcpus=vcpus,
+                got=int(stats[1]) if stats else 0,
+                sent=int(stats[5]) if stats else 0,
+            )
+
+        return await self.call(ask, f"cannot read what {self.name} does")
 
     async def completed_bytes(self) -> int | None:
         """Bytes the migration that brought the domain here sent: memory and disks. None: unknown."""

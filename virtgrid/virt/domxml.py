@@ -38,13 +38,14 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
-    """One interface. tap: the host's device name while the domain runs."""
+    """One interface. tap: the host's device name while the domain runs. plugged: its link is not down."""
 
     mac: str
     kind: str
     source: str | None
     tap: str | None
     model: str | None
+    plugged: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +150,20 @@ def _nic(element: etree._Element) -> Nic:
         source=None if source is None else source.get("bridge") or source.get("network"),
         tap=_attr(element, "target", "dev"),
         model=_attr(element, "model", "type"),
+        plugged=_attr(element, "link", "state") != "down",
     )
+
+
+def interface_xml(xml: str, mac: str, *, link: str) -> str | None:
+    """The definition of one interface of a domain's XML with its link ``up`` or ``down``; None: no such."""
+    for element in _read(xml, "domain").iterfind("devices/interface"):
+        if (_attr(element, "mac", "address") or "").lower() == mac:
+            state = element.find("link")
+            if state is None:
+                state = etree.SubElement(element, "link")
+            state.set("state", link)
+            return etree.tostring(element, encoding="unicode")
+    return None
 
 
 def volume_format(xml: str) -> str | None:
