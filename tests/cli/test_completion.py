@@ -49,7 +49,7 @@ def test_options_of_migrate_are_offered_but_not_the_refused_ones() -> None:
     assert _offered("virtgrid migrate --co") == ["--connect", "--copy-storage-all", "--copy-storage-inc"]
     offered = _offered("virtgrid migrate --")
     assert {"--policy", "--max-wait", "--dry-run"} <= set(offered)
-    assert not {"--p2p", "--tls", "--postcopy"} & set(offered)
+    assert not {"--p2p", "--parallel", "--postcopy"} & set(offered)
 
 
 def test_migrations_are_offered_by_domain_and_by_id(tmp_path: Path) -> None:

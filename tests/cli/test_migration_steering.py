@@ -161,7 +161,7 @@ def test_recovering_with_both_hosts_silent_changes_nothing_and_exits_7(state: Pa
 
 
 REFUSED = (
-    "tls", "postcopy", "postcopy-after-precopy", "timeout-postcopy", "compressed", "parallel",
+    "postcopy", "postcopy-after-precopy", "timeout-postcopy", "compressed", "parallel",
     "auto-converge", "p2p", "direct", "tunnelled", "suspend", "offline", "rdma-pin-all", "zerocopy",
 )  # fmt: skip
 

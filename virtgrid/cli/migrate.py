@@ -28,7 +28,6 @@ T = TypeVar("T")
 
 #: virsh options that are understood and refused, each with the reason.
 REFUSED: Final = {
-    "tls": "TLS for the migration stream is not supported yet; the control connection may use qemu+tls://",
     "postcopy": "post-copy release is not supported yet; it has no way back once begun",
     "postcopy_after_precopy": "post-copy release is not supported yet",
     "timeout_postcopy": "post-copy release is not supported yet; --timeout suspends the guest instead",
@@ -148,6 +147,13 @@ def migrate(
     listen_address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Where the destination's QEMU listens.")
     ] = None,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Encrypt memory and disks; each QEMU shows its certificate.")
+    ] = False,
+    tls_destination: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The name in the destination's certificate, with --tls."),
+    ] = None,
     dname: Annotated[str | None, typer.Option(metavar="NAME", help="Its name on the destination.")] = None,
     xml: Annotated[Path | None, typer.Option(metavar="FILE", help="Domain XML for the destination.")] = None,
     persistent_xml: Annotated[
@@ -207,7 +213,6 @@ def migrate(
     detach: Annotated[bool, typer.Option("--detach", help="Print the migration's id and return.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", hidden=True)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event.")] = False,
-    tls: _Refused = False,
     postcopy: _Refused = False,
     postcopy_after_precopy: _Refused = False,
     timeout_postcopy: _Refused = False,
@@ -265,6 +270,8 @@ def migrate(
             destination_name=dname,
             destination_xml=_file("--xml", xml),
             persistent_xml=_file("--persistent-xml", persistent_xml),
+            tls=tls,
+            tls_destination=tls_destination,
             large_bytes=parse_size(_or(large, set_.large)),
             tap=tap,
             flip=flip,

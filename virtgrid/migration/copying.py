@@ -550,6 +550,10 @@ def _explain(error: VirtgridError) -> VirtgridError:
         elif "Channel error" in cause or "Unable to write to socket" in cause:
             # QEMU tells a stream cancelled in the middle of a write as a broken one.
             hint = "the stream between the hosts broke: the link, the QEMU over there, or a virsh domjobabort"
+        elif any(word in cause.casefold() for word in ("tls", "certificate", "x509")):
+            hint = (
+                "with --tls each host needs its certificate in /etc/pki/qemu: virtgrid pki, virt-pki-validate"
+            )
         texts = ("operation aborted", "canceled by client", "was cancelled")
         if error.aborted or any(text in cause for text in texts):
             return AbortedError(

@@ -32,6 +32,7 @@ class MigrationRequest:
     timeout_s: the whole live phase; after it the guest is suspended so that it ends (as virsh).
     flip: ``auto`` sends the guest's frames to the destination while it is stopped, where there is a way;
     ``off`` never.
+    tls: memory and disks encrypted; tls_destination: the name the destination's certificate must have.
     stall_timeout_s: no byte moves for this long and the destination is silent: give up.
     """
 
@@ -53,6 +54,8 @@ class MigrationRequest:
     destination_name: str | None = None
     destination_xml: str | None = None
     persistent_xml: str | None = None
+    tls: bool = False
+    tls_destination: str | None = None
     large_bytes: int = 4 << 20
     tap: str | None = None
     flip: str = "auto"
@@ -193,6 +196,8 @@ def check_request(request: MigrationRequest) -> None:
         raise UsageError(f"--flip must be one of {', '.join(FLIPS)}, not '{request.flip}'")
     if request.migrate_disks is not None and not request.copy_storage:
         raise UsageError("--migrate-disks goes with --copy-storage-all or --copy-storage-inc")
+    if request.tls_destination is not None and not request.tls:
+        raise UsageError("--tls-destination goes with --tls")
     if request.undefine_source and not request.persistent:
         raise UsageError(
             "--undefinesource without --persistent would leave the domain defined nowhere",
@@ -246,6 +251,8 @@ def make_plan(request: MigrationRequest, facts: Facts) -> MigrationPlan:
             destination_name=request.destination_name,
             destination_xml=request.destination_xml,
             persistent_xml=request.persistent_xml,
+            tls=request.tls,
+            tls_destination=request.tls_destination,
         ),
         to_create=creating,
         estimate=Estimate(

@@ -138,6 +138,13 @@ def _address(plan: MigrationPlan) -> Iterator[Check]:
         )
 
 
+def _tls(plan: MigrationPlan) -> Iterator[Check]:
+    """Whether the certificates are there only QEMU can tell, when it is asked to use them."""
+    if plan.request.tls:
+        expected = plan.request.tls_destination or "its own name"
+        yield _pass("tls", f"memory and disks go encrypted, to whoever has a certificate for {expected}")
+
+
 def _machine(plan: MigrationPlan) -> Iterator[Check]:
     facts = plan.facts
     if facts.machine_known is False:
@@ -275,6 +282,6 @@ def _name(plan: MigrationPlan) -> Iterator[Check]:
 
 
 _CHECKS: Final[tuple[Callable[[MigrationPlan], Iterator[Check]], ...]] = (
-    _hosts, _domain, _destination, _address, _machine, _cpu, _devices, _storage, _connections, _hooks,
+    _hosts, _domain, _destination, _address, _tls, _machine, _cpu, _devices, _storage, _connections, _hooks,
     _name,
 )  # fmt: skip

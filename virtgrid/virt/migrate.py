@@ -27,6 +27,8 @@ class MigrateOptions:
     """What is asked of libvirt. migrate_uri: where the source's QEMU connects to (tcp://host[:port]).
 
     bandwidth_bytes_s: libvirt counts whole MiB/s; it is rounded up. disks: targets to copy.
+    tls: memory and disks encrypted, each QEMU showing a certificate. tls_destination: the name the
+    destination's must have, when it is not the one in migrate_uri.
     """
 
     migrate_uri: str | None
@@ -41,6 +43,8 @@ class MigrateOptions:
     destination_name: str | None = None
     destination_xml: str | None = None
     persistent_xml: str | None = None
+    tls: bool = False
+    tls_destination: str | None = None
 
 
 def flags(options: MigrateOptions) -> int:
@@ -54,6 +58,7 @@ def flags(options: MigrateOptions) -> int:
         libvirt.VIR_MIGRATE_UNDEFINE_SOURCE: options.undefine_source,
         libvirt.VIR_MIGRATE_UNSAFE: options.unsafe,
         libvirt.VIR_MIGRATE_ABORT_ON_ERROR: options.abort_on_error,
+        libvirt.VIR_MIGRATE_TLS: options.tls,
     }
     result = 0
     for flag, on in wanted.items():
@@ -69,6 +74,7 @@ def parameters(options: MigrateOptions) -> dict[str, Any]:
         libvirt.VIR_MIGRATE_PARAM_DEST_NAME: options.destination_name,
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: options.destination_xml,
         libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: options.persistent_xml,
+        libvirt.VIR_MIGRATE_PARAM_TLS_DESTINATION: options.tls_destination,
     }
     if options.copy_storage:
         # An empty list would mean: all disks, shared ones included.
