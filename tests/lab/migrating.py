@@ -27,6 +27,7 @@ from virtgrid.lab import faults, guest
 from virtgrid.lab.guest import GuestSpec
 from virtgrid.lab.lab import Lab
 from virtgrid.lab.site import Site
+from virtgrid.migration import control, running
 from virtgrid.net import netns
 
 VIRTGRID = Path(sys.executable).with_name("virtgrid")
@@ -145,12 +146,20 @@ class Migration:
         self._buried = True
         self._follower.close()
 
+    def let_go(self) -> None:
+        """Release it now: by the time a command has begun the switchover may be over."""
+        uuid = str(self.all()[0]["uuid"])
+        control.ask(self.stage.home / "run" / running.socket_path(uuid).name, "release", by="a test")
+
     def kill_worker(self) -> None:
-        """kill -9 what drives the migration (not what shows it)."""
+        """kill -9 what drives the migration (not what shows it), unless it was through before."""
         pid = self.worker_pid
-        handle = os.pidfd_open(pid)
         try:
-            os.kill(pid, signal.SIGKILL)
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
             assert select.select([handle], [], [], 20)[0], "the worker does not die"
         finally:
             os.close(handle)

@@ -47,7 +47,7 @@ def test_killed_before_the_switchover_the_guest_stays_and_recover_cleans_up(stag
 @pytest.mark.parametrize("moment", ["released", "stopped"])
 def test_killed_around_the_release_the_guest_ends_in_exactly_one_place(stage: Stage, moment: str) -> None:
     with stage.caught_in("hold") as migration:
-        stage.virtgrid("migration", "release", migration.id)
+        migration.let_go()
         until(lambda: any(record.event == moment for record in migration.all()), moment)
         migration.kill_worker()
         ended = migration.end()

@@ -103,7 +103,7 @@ def test_an_aborted_migration_leaves_the_forwarding_alone(stage: Stage) -> None:
 
 def _let_go(stage: Stage, migration: Migration, state: str | None = None) -> None:
     """Release, and return when the guest has stopped (or its frames are in this state)."""
-    stage.virtgrid("migration", "release", migration.id)
+    migration.let_go()
     if state is None:
         until(lambda: any(record.event == "stopped" for record in migration.all()), "stopped")
     else:

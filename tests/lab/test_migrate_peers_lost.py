@@ -81,7 +81,7 @@ def test_a_destination_that_died_before_its_qemu_began_is_told(stage: Stage) -> 
 @pytest.mark.parametrize("moment", ["released", "stopped", "resumed"])
 def test_destination_libvirtd_killed_around_the_release_ends_in_one_place(stage: Stage, moment: str) -> None:
     with stage.caught_in("hold") as migration:
-        stage.virtgrid("migration", "release", migration.id)
+        migration.let_go()
         until(lambda: any(record.event == moment for record in migration.all()), moment)
         faults.kill_libvirtd(stage.target)
         ended = migration.end(deadline_s=120)
@@ -220,7 +220,7 @@ def test_a_wan_cut_for_good_leaves_the_guest_at_the_source(stage: Stage, phase: 
 
 def test_a_wan_cut_in_the_switchover_does_not_let_the_guest_run_twice(stage: Stage) -> None:
     with stage.caught_in("hold") as migration:
-        stage.virtgrid("migration", "release", migration.id)
+        migration.let_go()
         until(lambda: any(record.event == "stopped" for record in migration.all()), "stopped")
         # Longer than our patience with the control connection, shorter than the destination's with us.
         stage.lab.cut_wan(for_s=25)
