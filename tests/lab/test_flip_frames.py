@@ -144,6 +144,24 @@ def test_what_the_tap_swallowed_is_sent_again_and_what_was_read_is_not(moved: Mo
     assert there <= set(range(28, 42))
 
 
+def test_what_waited_before_the_counting_is_found_out_by_looking(moved: Moved) -> None:
+    for number in range(5):
+        send(moved.pair.left, FRAME + bytes([number]))
+    with Links(moved.pair.left) as links:
+        swallowed = netns.run_in(moved.pair.left, lambda: flip.Swallowed(links, moved.way))
+        try:
+            assert len(moved.here.read()) >= 5
+            swallowed.look()
+            for number in range(5, 15):
+                send(moved.pair.left, FRAME + bytes([number]))
+            moved.turn()
+            assert swallowed.send_again() == 10
+        finally:
+            swallowed.close()
+    there = [frame[-1] for frame in until(moved.there.queued, "what was swallowed", deadline_s=10)]
+    assert there == list(range(5, 15))
+
+
 def test_restoring_does_what_is_right_for_where_the_guest_is(moved: Moved) -> None:
     def restore(place: Place) -> str | None:
         return netns.run_in(moved.pair.left, lambda: flips.restore(moved.way, place))
@@ -188,7 +206,7 @@ def test_only_the_stop_it_was_armed_for_flips(moved: Moved, monkeypatch: pytest.
         flipper.on_event(_event("STOP", "another guest"))
         flipper.disarm()
 
-    assert _flipping(moved, monkeypatch, steps) == []
+    assert _flipping(moved, monkeypatch, steps) == [{"state": "armed"}]
     assert moved.untouched()
 
 
@@ -204,7 +222,7 @@ def test_a_guest_that_goes_on_here_has_its_frames_back_at_once(
         await asyncio.sleep(0.1)  # what was to be done after the stop does not turn it again
 
     told = _flipping(moved, monkeypatch, steps)
-    assert [one["state"] for one in told] == ["put back"]
+    assert [one["state"] for one in told] == ["armed", "put back"]
     assert moved.untouched()
 
 
@@ -217,6 +235,6 @@ def test_without_a_parent_a_guest_that_is_gone_is_taken_to_have_arrived(
         await flipper.see_it_through(0.1)
 
     told = _flipping(moved, monkeypatch, steps)
-    assert [one["state"] for one in told] == ["flipped"]
+    assert [one["state"] for one in told] == ["armed", "flipped"]
     assert not any(rule.rank == RETURN_RANK for rule in rules(moved.pair.left, moved.port))
     assert moved.points_to(moved.pair.left) == moved.port

@@ -68,7 +68,7 @@ class Copy:
         watch: Watch | None,
         rescue: Callable[[], Awaitable[None]],
         peer_silent: Callable[[], Awaitable[bool]],
-        letting_go: Callable[[], None] = lambda: None,
+        letting_go: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._plan = plan
         self._request = plan.request
@@ -377,7 +377,8 @@ class Copy:
         self._hold, command = switchover.release(self._hold, self._hold_config)
         self.released_s = self._clock.monotonic_s()
         self.released_reason = reason
-        self._letting_go()
+        if self._letting_go is not None:
+            await self._letting_go()
         await self._monitor.set_limits(
             bandwidth_bytes_s=command.bandwidth_bytes_s, downtime_s=command.downtime_s
         )

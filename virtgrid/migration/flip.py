@@ -23,6 +23,8 @@ from virtgrid.virt.domxml import Nic
 #: From the start of the process until it listens to QEMU.
 _READY_S: Final = 15.0
 _END_S: Final = 3.0
+#: How long the release waits for what flips to be armed; it takes some milliseconds.
+_ARMED_S: Final = 0.25
 
 
 def look_for_way(nic: Nic, destinations: tuple[str, ...]) -> tuple[Way | None, str]:
@@ -52,6 +54,7 @@ class Flip:
         self._journal = journal
         self._process: asyncio.subprocess.Process | None = None
         self._listener: asyncio.Task[None] | None = None
+        self._armed = asyncio.Event()
         self._ending = False
         self._told_lost = False
 
@@ -95,6 +98,8 @@ class Flip:
                 match json.loads(line):
                     case {"state": "ready"}:
                         ready()
+                    case {"state": "armed"}:
+                        self._armed.set()
                     case {"state": "flipped", "after_s": after_s, "replayed": replayed}:
                         self._journal.write(
                             "flip",
@@ -111,6 +116,7 @@ class Flip:
             self._lost("what flips has ended")
 
     def _lost(self, text: str) -> None:
+        self._armed.set()  # nobody shall wait for it
         if not self._told_lost:  # it fails, and then it ends
             self._told_lost = True
             self._journal.write("flip", state="lost", text=text)
@@ -120,9 +126,16 @@ class Flip:
             with contextlib.suppress(OSError):
                 self._process.stdin.write(f"{word}\n".encode())
 
-    def arm(self) -> None:
-        """The guest is about to be stopped in order to run elsewhere."""
-        self._say("arm")
+    async def arm(self) -> None:
+        """The guest is about to be stopped in order to run elsewhere. Returns when what flips is armed.
+
+        What waits in the tap by then QEMU still reads: it is to be told of the release after this.
+        """
+        if self._process is not None:
+            self._say("arm")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ARMED_S):
+                    await self._armed.wait()
 
     async def arrived(self) -> None:
         """The guest runs at the destination: what was turned is left to what the bridges learn."""

@@ -5,7 +5,7 @@ told what to do on its standard input, a JSON line with the order and then words
 it did on its standard output, a JSON line each:
 
     > {"uri": …, "uuid": …, "way": {…}}        < {"state": "ready"}
-    > arm     the guest is about to be stopped in order to run elsewhere
+    > arm     the guest is about to be stopped in order to run elsewhere      < {"state": "armed"}
     > end     whoever started it sees to the rest
 
 At the guest's stop it turns its frames round, and at its going on *here* (the migration failed) it puts
@@ -33,6 +33,9 @@ from virtgrid.virt.connection import Hypervisor, QemuEvent
 #: Frames under way when the guest stopped have all arrived by then.
 _UNDER_WAY_S: Final = 0.005
 _RELAX_AFTER_S: Final = 0.02
+#: How often, and how many times, the tap is looked at between arming and the stop.
+_LOOK_EVERY_S: Final = 0.005
+_LOOKS: Final = 40
 #: How long libvirt may take to let the guest go on here when whoever drove the migration is gone.
 _ORPHAN_S: Final = 60.0
 _ORDER_BYTES: Final = 1 << 16
@@ -62,9 +65,20 @@ class Flipper:
     def arm(self) -> None:
         """From now on a stop is the switchover, and what the tap is sent is kept for a moment."""
         if self._swallowed is None:
-            with contextlib.suppress(OSError, VirtgridError):  # the tap is gone, and the guest with it
+            try:
                 self._swallowed = Swallowed(self._links, self._way)
-                asyncio.get_running_loop().add_reader(self._swallowed, self._swallowed.take)
+            except (OSError, VirtgridError) as error:  # the tap is gone, and the guest with it
+                _tell(state="failed", text=str(error))
+                return
+            asyncio.get_running_loop().add_reader(self._swallowed, self._swallowed.take)
+            self._look(_LOOKS)
+        _tell(state="armed")
+
+    def _look(self, times: int) -> None:
+        if self._swallowed is not None and not self._flipped and times:
+            with contextlib.suppress(OSError, VirtgridError):
+                self._swallowed.look()
+            asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look, times - 1)
 
     def disarm(self) -> None:
         if self._swallowed is not None:

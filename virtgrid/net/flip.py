@@ -32,8 +32,10 @@ from virtgrid.net.usher import RETURN_RANK
 #: A tap of libvirt's holds 1000 frames.
 _KEPT_FRAMES: Final = 2048
 _KEPT_BYTES: Final = 16 << 20
-#: What may have waited in the tap when the counting began; such a frame may be sent twice, which IP permits.
-_UNREAD_BEFORE: Final = 2
+#: What QEMU may have read of the tap and not given to the guest: one frame while its processors were being
+#: stopped, which it drops, and one since, which it would keep until the guest goes on. When it was fewer,
+#: frames are sent twice, which IP permits.
+_READ_IN_VAIN: Final = 2
 _FRAME_BYTES: Final = 70_000  # with a virtio-net header, unsegmented
 _PACKET_VNET_HDR: Final = 15
 
@@ -123,8 +125,10 @@ class Swallowed:
     """What the host hands to the guest's tap and the guest's QEMU has not read: to be sent again elsewhere.
 
     A tap counts what was read of it, so what waits in it is known to the frame, however late QEMU was
-    when it stopped. Only frames to the guest's own address are sent again: what goes to all has gone
-    through the segment as well. Errors: OSError when the tap or the segment is gone. ``close`` it.
+    when it stopped. What waited before the counting is told by ``look``ing now and then: from a tap that is
+    empty more was read by just that than was handed over since. Only frames to the guest's own address are
+    sent again: what goes to all has gone through the segment as well. Errors: OSError when the tap or the
+    segment is gone. ``close`` it.
     """
 
     def __init__(self, links: Links, way: Way) -> None:
@@ -133,7 +137,7 @@ class Swallowed:
         #: The last frames handed over, as to be sent again; empty ones for those that went to all.
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
-        self._handed = 0
+        self._handed = self._waited = 0
         self._tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         try:
@@ -169,10 +173,17 @@ class Swallowed:
         while len(self._kept) > _KEPT_FRAMES or self._kept_bytes > _KEPT_BYTES:
             self._kept_bytes -= len(self._kept.popleft())
 
+    def look(self) -> None:
+        """Whether more was read than has been handed over since the counting began: that waited before."""
+        read = self._read() - self._read_before
+        self.take()  # after the reading: whatever was read has been handed over by now
+        self._waited = max(self._waited, read - self._handed)
+
     def send_again(self) -> int:
         """Send what was not read through the segment; the guest has stopped -> how many frames."""
         self.take()
-        unread = max(0, self._handed - (self._read() - self._read_before) + _UNREAD_BEFORE)
+        read = self._read() - self._read_before
+        unread = max(0, self._waited + self._handed - read + _READ_IN_VAIN)
         sent = 0
         for frame in list(self._kept)[-unread:] if unread else ():
             if frame:
@@ -185,7 +196,7 @@ class Swallowed:
     def _forget(self) -> None:
         """What was kept has been dealt with; what comes from now on will not be read at all."""
         self._kept.clear()
-        self._kept_bytes = self._handed = 0
+        self._kept_bytes = self._handed = self._waited = 0
         self._read_before = self._read()
 
     def close(self) -> None:
