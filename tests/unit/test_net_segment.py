@@ -121,6 +121,8 @@ def test_what_flips_can_be_off_or_auto_only() -> None:
     check_request(plans.request(flip="off"))
     with pytest.raises(UsageError, match="--flip"):
         check_request(plans.request(flip="on"))
+    with pytest.raises(UsageError, match="--drain"):
+        check_request(plans.request(drain="on"))
 
 
 # --- what measures it ---------------------------------------------------------------------------

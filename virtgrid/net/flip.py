@@ -121,6 +121,72 @@ def _return(way: Way, port: int) -> Redirect:
     return Redirect(mac=way.mac, to=port, rank=RETURN_RANK)
 
 
+def _on(interface: str, program: Sequence[tuple[int, int, int, int]] | None) -> socket.socket:
+    """A packet socket on an interface, not blocking, frames with their virtio-net headers.
+
+    It gets what the program keeps; None: it only sends. Errors: OSError.
+    """
+    end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    try:
+        if program is not None:
+            filters.attach(end, program)
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _KEPT_BYTES)
+        end.setsockopt(SOL_PACKET, _PACKET_VNET_HDR, 1)
+        end.setblocking(False)
+        end.bind((interface, 0 if program is None else ETH_P_ALL))
+    except BaseException:
+        end.close()
+        raise
+    return end
+
+
+class Diverted:
+    """What goes to the guest through the segment while its frames are turned: to be given back.
+
+    The first frames are kept, as by the destination's tap; what comes when it is full is lost there as well.
+    Errors: OSError when an interface is gone. ``close`` it.
+    """
+
+    def __init__(self, way: Way) -> None:
+        self._kept: deque[bytes] = deque()
+        self._kept_bytes = 0
+        self._port = _on(way.port, filters.sent_by_host_to(parse_mac(way.mac)))
+        try:
+            self._tap = _on(way.tap, None)
+        except BaseException:
+            self._port.close()
+            raise
+
+    def fileno(self) -> int:
+        """Readable when there is something to ``take``."""
+        return self._port.fileno()
+
+    def take(self) -> None:
+        """Keep what has come."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frame = self._port.recv(_FRAME_BYTES)
+                if len(self._kept) < _KEPT_FRAMES and self._kept_bytes + len(frame) <= _KEPT_BYTES:
+                    self._kept.append(frame)
+                    self._kept_bytes += len(frame)
+
+    def give_back(self) -> int:
+        """Send what was kept to the guest's tap here, in its order -> how many frames."""
+        self.take()
+        given = 0
+        while self._kept:
+            with contextlib.suppress(OSError):  # the tap's queue is full: as lost as it would have been
+                self._tap.send(self._kept.popleft())
+                given += 1
+        self._kept_bytes = 0
+        return given
+
+    def close(self) -> None:
+        self._port.close()
+        self._tap.close()
+
+
 class Swallowed:
     """What the host hands to the guest's tap and the guest's QEMU has not read: to be sent again elsewhere.
 
@@ -138,17 +204,13 @@ class Swallowed:
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
         self._handed = self._waited = 0
-        self._tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self._port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._port = _on(way.port, None)
         try:
-            filters.attach(self._tap, filters.sent_by_host())
-            with contextlib.suppress(OSError):
-                self._tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _KEPT_BYTES)
-            for end in (self._tap, self._port):
-                end.setsockopt(SOL_PACKET, _PACKET_VNET_HDR, 1)
-                end.setblocking(False)
-            self._port.bind((way.port, 0))
-            self._tap.bind((way.tap, ETH_P_ALL))
+            self._tap = _on(way.tap, filters.sent_by_host())
+        except BaseException:
+            self._port.close()
+            raise
+        try:
             self._read_before = self._read()
         except BaseException:
             self.close()
