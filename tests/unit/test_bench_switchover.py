@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from virtgrid.bench.switchover import (
     PLAIN,
     SwitchoverPlan,
     Trial,
+    answering,
     figures,
     options,
     order,
 )
+from virtgrid.core.events import Record
 from virtgrid.lab.felt_pause import FeltPause
 
 PLAN = SwitchoverPlan(rtt_s=0.1, client_rtt_s=0.02)
@@ -29,7 +32,7 @@ def trial(
     felt = FeltPause(pings_sent=600, pings_lost=lost, stall_kept_s=kept_s, stall_new_s=new_s, awake_s=0.1)
     flipped: dict[str, Any] = {"flip_after_s": 0.004, "replayed": 7} if kind in (FLIP, DRAIN) else {}
     return Trial(
-        run=1, kind=kind, source="alice", destination="bob", pause_s=0.2, unsuitable=1, felt=felt,
+        run=1, kind=kind, source="alice", destination="bob", pause_s=0.2, unsuitable=1, short=1, felt=felt,
         **{"flip_after_s": None, "replayed": None, "drain_s": None, "drain": None, **flipped, **changes},
     )  # fmt: skip
 
@@ -88,3 +91,19 @@ def test_stalls_are_held_against_the_pause_and_the_way() -> None:
 def test_what_was_never_answered_meets_no_goal() -> None:
     found = {one.name: one for one in figures(PLAN, [trial(FLIP, kept_s=None)])}
     assert found["stall_established_beyond_pause_ms_flip"].ok is False
+
+
+def test_who_is_being_answered_at_a_moment_is_told_by_what_was_seen_until_then() -> None:
+    def seen(seen_s: float, port: int, verdict: str, state: str) -> Record:
+        fields = {"client": f"c:{port}", "server": "s:80", "protocol": "http", "verdict": verdict,
+                  "reason": "", "state": state, "seen_s": seen_s}  # fmt: skip
+        return Record(event="connection", at=datetime.now(UTC), mono_s=seen_s + 0.03, fields=fields)
+
+    records = [
+        seen(1.0, 1, "unsuitable", "busy"),
+        seen(1.1, 1, "suitable", "idle"),
+        seen(1.2, 2, "unsuitable", "busy"),
+        seen(1.2, 3, "unsuitable", "new"),
+        seen(1.4, 2, "suitable", "idle"),
+    ]
+    assert [answering(records, at_s) for at_s in (0.9, 1.05, 1.15, 1.3, 1.5)] == [0, 1, 0, 1, 0]

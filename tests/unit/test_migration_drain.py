@@ -12,18 +12,18 @@ from virtgrid.tracker.changes import Change
 CONFIG = DrainConfig()
 
 
-def change(at_s: float, port: int, verdict: str) -> Change:
-    return Change(at_s, f"10.0.0.9:{port}", "10.0.0.1:80", "http", verdict, "", "")
+def change(at_s: float, port: int, verdict: str, state: str = "") -> Change:
+    return Change(at_s, f"10.0.0.9:{port}", "10.0.0.1:80", "http", verdict, "", state)
 
 
-def seen(took: list[float], *, unsuitable: int = 1) -> Spells:
+def seen(took: list[float], *, now: int = 1) -> Spells:
     """Requests one after the other, each for so long; as many under way at every look."""
-    spells = Spells().look(0.0, unsuitable, [])
+    spells = Spells().look(0.0, now, [])
     at_s = 0.0
     for port, spell_s in enumerate(took):
         changes = [change(at_s, port, "unsuitable"), change(at_s + spell_s, port, "suitable")]
         at_s += spell_s
-        spells = spells.look(at_s, unsuitable, changes)
+        spells = spells.look(at_s, now, changes)
     return spells
 
 
@@ -38,13 +38,13 @@ def test_requests_that_end_soon_are_drained_for_as_long_as_most_of_them_take() -
 
 
 def test_nobody_waits_where_nobody_would_be_caught() -> None:
-    found = decide(seen([0.01] * 10, unsuitable=0), 0, CONFIG)
+    found = decide(seen([0.01] * 10, now=0), 0, CONFIG)
     assert (found.for_s, found.lead_s) == (0.0, 0.0)
     assert "caught" in found.reason
 
 
 def test_a_quiet_moment_in_a_busy_time_is_drained_all_the_same() -> None:
-    assert decide(seen([0.02] * 10, unsuitable=4), 0, CONFIG).for_s > 0
+    assert decide(seen([0.02] * 10, now=4), 0, CONFIG).for_s > 0
 
 
 def test_requests_longer_than_a_drain_may_be_are_not_waited_for() -> None:
@@ -73,6 +73,8 @@ def test_a_spell_counts_when_it_was_seen_from_its_beginning_to_a_good_end() -> N
         change(1.0, 3, "unsuitable"),
         change(1.3, 3, "closed"),
         change(1.0, 4, "unsuitable"),
+        change(1.0, 5, "unsuitable", "new"),  # being opened: no request yet
+        change(1.9, 5, "suitable"),
     ]
     spells = Spells().look(2.0, 1, changes)
     assert spells.ended == ((1.2, pytest.approx(0.2)),)
@@ -80,8 +82,8 @@ def test_a_spell_counts_when_it_was_seen_from_its_beginning_to_a_good_end() -> N
 
 
 @given(st.lists(st.floats(0, 100), max_size=60), st.integers(0, 50))
-def test_a_drain_is_never_longer_than_it_may_be(took: list[float], unsuitable: int) -> None:
-    found = decide(seen(took, unsuitable=unsuitable), unsuitable, CONFIG)
+def test_a_drain_is_never_longer_than_it_may_be(took: list[float], now: int) -> None:
+    found = decide(seen(took, now=now), now, CONFIG)
     assert 0.0 <= found.for_s <= CONFIG.max_s
     assert 0.0 <= found.lead_s <= CONFIG.max_s
     assert found.reason

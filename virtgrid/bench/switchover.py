@@ -17,6 +17,7 @@ from typing import Any, Final
 from virtgrid.bench.result import Figure, Goal, Result, at_least, at_most, figure
 from virtgrid.bench.where import measured_at
 from virtgrid.core.errors import MigrationFailedError
+from virtgrid.core.events import Record
 from virtgrid.lab.felt_pause import AROUND_S, FeltPause, felt_pause, probing
 from virtgrid.lab.guest import GuestSpec
 from virtgrid.lab.layout import LabConfig, LinkSpec
@@ -51,8 +52,10 @@ class SwitchoverPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One migration. flip_after_s: from QEMU's stop until the frames were turned; None: they were not.
+    """One migration.
 
+    short: connections whose request was being answered when QEMU stopped the guest.
+    flip_after_s: from that stop until the frames were turned; None: they were not.
     drain_s: what was decided at the release, None where nothing was; drain: why.
     """
 
@@ -62,6 +65,7 @@ class Trial:
     destination: str
     pause_s: float
     unsuitable: int | None
+    short: int
     felt: FeltPause
     flip_after_s: float | None
     replayed: int | None
@@ -131,6 +135,7 @@ def trial_of(
     pause_s = journey.end.get("downtime_s")
     if stopped is None or resumed is None or pause_s is None:
         raise MigrationFailedError("QEMU did not tell when the guest stopped and ran again")
+    at_s = stopped.mono_s + float(stopped["clock_s"]) - journey.wall_s(stopped)
     flipped, released = journey.first("flip", state="flipped"), journey.first("released")
     return Trial(
         run=run,
@@ -139,12 +144,26 @@ def trial_of(
         destination=journey.destination,
         pause_s=float(pause_s),
         unsuitable=stopped.get("unsuitable"),
+        short=answering(journey.records, at_s),
         felt=felt_pause(probes, stopped.mono_s, resumed.mono_s),
         flip_after_s=flipped.get("after_s") if flipped else None,
         replayed=flipped.get("replayed") if flipped else None,
         drain_s=released.get("drain_s") if released and kind == DRAIN else None,
         drain=released.get("drain") if released and kind == DRAIN else None,
     )
+
+
+def answering(records: Sequence[Record], at_s: float) -> int:
+    """How many connections had a request under way at a moment of the records' monotonic clock. Pure.
+
+    The first request of a connection is not told of by itself, and is left out.
+    """
+    standing: dict[tuple[str, str], bool] = {}
+    for record in records:
+        if record.event == "connection" and float(record["seen_s"]) <= at_s:
+            under_way = record["verdict"] == "unsuitable" and record.get("state") != "new"
+            standing[str(record["client"]), str(record["server"])] = under_way
+    return sum(standing.values())
 
 
 def _in_words(trial: Trial) -> str:
@@ -176,6 +195,7 @@ def figures(plan: SwitchoverPlan, trials: Sequence[Trial]) -> list[Figure]:
     out += _each("awake_ms", "ms", of, lambda trial: _ms(trial.felt.awake_s))
     out += _each("pause_ms", "ms", of, lambda trial: _ms(trial.pause_s))
     out += _each("unsuitable", "", of, lambda trial: trial.unsuitable)
+    out += _each("unsuitable_short", "", of, lambda trial: trial.short, {DRAIN: at_most(0)})
     rtt_ms = plan.farthest_rtt_s * 1000
     for name, stall, round_trips in (("established", "stall_kept_s", 2), ("new", "stall_new_s", 3)):
         beyond = [_beyond_ms(trial, stall) for trial in of[FLIP]]

@@ -73,9 +73,10 @@ EVENTS: Final[Mapping[str, EventType]] = {
     "hold_lost": _row("QEMU completed although it was held.", "text"),
     "connections": _row("The guest's connections, counted.", "total suitable unsuitable unknown"),
     "connection": _row(
-        "One connection's verdict changed; verdict is suitable, unsuitable, unknown or closed.",
+        "One connection's verdict changed, at seen_s of the writer's monotonic clock; verdict is suitable,"
+        " unsuitable, unknown or closed.",
         "client server protocol verdict reason",
-        "state",
+        "state seen_s",
     ),
     "gate": _row(
         "The gate decided: hold, release, escalate or abort; written when decision or reason changes.",

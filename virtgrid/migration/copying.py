@@ -84,7 +84,7 @@ class Copy:
         self._letting_go = letting_go
         self._pulse = Pulse(peer_silent)
         self._policy = make_policy(plan.request.policy)
-        self._spells = Spells()
+        self._requests, self._spells = 0, Spells()
         self._memory_budget_s = memory_budget_s(plan)
         self._gate = gate.GateConfig.of(plan.request.policy, max_downtime_s=self._memory_budget_s)
         self._hold = switchover.HoldState()
@@ -221,11 +221,13 @@ class Copy:
             self._journal.write(
                 "connection", client=change.client, server=change.server, protocol=change.protocol,
                 verdict=change.verdict, reason=change.reason, state=change.state,
+                seen_s=round(change.at_s, 6),
             )  # fmt: skip
         snapshot = self._watch.snapshot()
         self._observation = Observation.of(snapshot)
         self._policy = self._policy.observe(self._observation)
-        self._spells = self._spells.look(snapshot.at_s, snapshot.unsuitable - snapshot.unknown, changes)
+        self._requests = drain.under_way(snapshot)
+        self._spells = self._spells.look(snapshot.at_s, self._requests, changes)
         if self._due("connections", snapshot.at_s, _REPORT_EVERY_S):
             self._journal.write(
                 "connections", total=snapshot.total, suitable=snapshot.suitable,
@@ -407,8 +409,7 @@ class Copy:
             return Drain(for_s=0.0, reason="not wanted (--drain off)")
         if self._observation is None:
             return Drain(for_s=0.0, reason="the connections cannot be seen")
-        busy = self._observation.unsuitable - self._observation.unknown
-        return drain.decide(self._spells, busy, DrainConfig())
+        return drain.decide(self._spells, self._requests, DrainConfig())
 
     # --- trouble ----------------------------------------------------------------------
 

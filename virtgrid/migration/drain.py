@@ -10,6 +10,7 @@ that most are answered in the time a drain may take:
 3. less than half of them end within ``max_s``                                    -> none
 4. otherwise as long as ``share`` of them take, at most ``max_s``
 
+A connection that is being opened is none of them: its next frame comes from the client, and waits elsewhere.
 A drain delays acknowledgements as well: an answer longer than what TCP sends without any does not end in it,
 which shows in how long such answers take.
 
@@ -25,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from virtgrid.tracker.changes import Change
-from virtgrid.tracker.views import Verdict
+from virtgrid.tracker.views import Snapshot, Verdict
 
 #: From the release to the stopped guest, give or take: QEMU looks ten times a second.
 STOPS_AFTER_S: Final = 0.1
@@ -34,6 +35,8 @@ _SPELLS: Final = 256
 _MEMORY_S: Final = 20.0
 #: Weight of one look in the average; there are some 30 a second.
 _LOOK_WEIGHT: Final = 0.05
+#: The tracker's state of a connection before its first request.
+_OPENING: Final = "new"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,25 +64,27 @@ class Drain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spells:
-    """How long connections were unsuitable at a time, as the tracker told it; immutable.
+    """How long requests took, as the tracker told of connections being unsuitable; immutable.
 
     ended: (when, how long) of those that are over, oldest first. open: since when, by connection.
-    busy: unsuitable connections, averaged over some seconds; None before the first look.
+    busy: connections with a request under way, averaged over some seconds; None before the first look.
     """
 
     ended: tuple[tuple[float, float], ...] = ()
     open: frozenset[tuple[tuple[str, str], float]] = frozenset()
     busy: float | None = None
 
-    def look(self, at_s: float, unsuitable: int, changes: Sequence[Change]) -> Self:
-        """One look at the connections: how many are unsuitable now, and what has changed since the last."""
-        busy = float(unsuitable) if self.busy is None else self.busy + _LOOK_WEIGHT * (unsuitable - self.busy)
+    def look(self, at_s: float, now: int, changes: Sequence[Change]) -> Self:
+        """One look: how many requests are under way at the moment, and what has changed since the last."""
+        busy = float(now) if self.busy is None else self.busy + _LOOK_WEIGHT * (now - self.busy)
         if not changes:
             return replace(self, busy=busy)
         begun = dict(self.open)
         ended = list(self.ended)
         for change in changes:
             connection = (change.client, change.server)
+            if change.verdict == Verdict.UNSUITABLE and change.state == _OPENING:
+                continue
             if change.verdict == Verdict.UNSUITABLE:
                 begun.setdefault(connection, change.at_s)
             elif (since_s := begun.pop(connection, None)) is not None and change.verdict == Verdict.SUITABLE:
@@ -88,9 +93,14 @@ class Spells:
         return replace(self, ended=tuple(kept), open=frozenset(begun.items()), busy=busy)
 
 
-def decide(spells: Spells, unsuitable: int, config: DrainConfig) -> Drain:
-    """Whether and how long to drain, ``unsuitable`` connections being under way; the table above."""
-    caught = max(float(unsuitable), spells.busy or 0.0)
+def under_way(snapshot: Snapshot) -> int:
+    """Connections with a request that is being answered."""
+    return sum(c.verdict is Verdict.UNSUITABLE and c.state != _OPENING for c in snapshot.connections)
+
+
+def decide(spells: Spells, now: int, config: DrainConfig) -> Drain:
+    """Whether and how long to drain, so many requests being under way; the table above."""
+    caught = max(float(now), spells.busy or 0.0)
     if caught < config.worth_busy:
         return Drain(for_s=0.0, reason=f"hardly anybody would be caught ({caught:.1f} requests at a time)")
     took = sorted(spell_s for _, spell_s in spells.ended)
