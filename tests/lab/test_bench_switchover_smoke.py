@@ -19,4 +19,5 @@ def test_the_bench_has_all_its_figures(lab_possible: None) -> None:
             assert by_name[f"{figure}_{kind}"].value is not None, (figure, kind, told)
     assert by_name["migrations_failed"].value == 0
     assert by_name["pings_lost_flip"].value == 0
+    assert by_name["pings_lost_drain"].value == 0
     assert (by_name["pings_lost_plain"].value or 0) > 0

@@ -144,6 +144,24 @@ def test_what_the_tap_swallowed_is_sent_again_and_what_was_read_is_not(moved: Mo
     assert there <= set(range(28, 42))
 
 
+def test_what_waited_before_the_counting_is_found_out_by_looking(moved: Moved) -> None:
+    for number in range(5):
+        send(moved.pair.left, FRAME + bytes([number]))
+    with Links(moved.pair.left) as links:
+        swallowed = netns.run_in(moved.pair.left, lambda: flip.Swallowed(links, moved.way))
+        try:
+            assert len(moved.here.read()) >= 5
+            swallowed.look()
+            for number in range(5, 15):
+                send(moved.pair.left, FRAME + bytes([number]))
+            moved.turn()
+            assert swallowed.send_again() == 10
+        finally:
+            swallowed.close()
+    there = [frame[-1] for frame in until(moved.there.queued, "what was swallowed", deadline_s=10)]
+    assert there == list(range(5, 15))
+
+
 def test_restoring_does_what_is_right_for_where_the_guest_is(moved: Moved) -> None:
     def restore(place: Place) -> str | None:
         return netns.run_in(moved.pair.left, lambda: flips.restore(moved.way, place))
@@ -188,7 +206,7 @@ def test_only_the_stop_it_was_armed_for_flips(moved: Moved, monkeypatch: pytest.
         flipper.on_event(_event("STOP", "another guest"))
         flipper.disarm()
 
-    assert _flipping(moved, monkeypatch, steps) == []
+    assert _flipping(moved, monkeypatch, steps) == [{"state": "armed"}]
     assert moved.untouched()
 
 
@@ -204,7 +222,7 @@ def test_a_guest_that_goes_on_here_has_its_frames_back_at_once(
         await asyncio.sleep(0.1)  # what was to be done after the stop does not turn it again
 
     told = _flipping(moved, monkeypatch, steps)
-    assert [one["state"] for one in told] == ["put back"]
+    assert [one["state"] for one in told] == ["armed", "put back"]
     assert moved.untouched()
 
 
@@ -217,6 +235,108 @@ def test_without_a_parent_a_guest_that_is_gone_is_taken_to_have_arrived(
         await flipper.see_it_through(0.1)
 
     told = _flipping(moved, monkeypatch, steps)
-    assert [one["state"] for one in told] == ["flipped"]
+    assert [one["state"] for one in told] == ["armed", "flipped"]
     assert not any(rule.rank == RETURN_RANK for rule in rules(moved.pair.left, moved.port))
     assert moved.points_to(moved.pair.left) == moved.port
+
+
+# --- draining ---------------------------------------------------------------------------------
+
+
+def _numbered(number: int) -> bytes:
+    return FRAME + bytes([number])
+
+
+def _numbers(frames: list[bytes]) -> list[int]:
+    return [frame[-1] for frame in frames if frame.startswith(FRAME)]
+
+
+def test_drained_new_frames_wait_there_and_the_stop_needs_no_turning(
+    moved: Moved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def steps(flipper: Flipper) -> None:
+        flipper.drain(0.1)
+        assert moved.points_to(moved.pair.left) == moved.port
+        for number in range(5):
+            send(moved.pair.left, _numbered(number))
+        moved.here.send(SPEAKING)  # it goes on answering, and is not taken to be here for that
+        send(moved.pair.right, _numbered(5))
+        flipper.on_event(_event("STOP"))
+        await asyncio.sleep(0.1)
+        assert moved.points_to(moved.pair.left) == moved.port
+
+    told = _flipping(moved, monkeypatch, steps)
+    assert [one["state"] for one in told] == ["armed", "draining", "flipped"]
+    found: set[int] = set()
+
+    def all_there() -> bool:
+        found.update(_numbers(moved.there.queued()))
+        return found == set(range(6))
+
+    until(all_there, "all of them at the destination", deadline_s=10)
+    assert moved.here.queued() == []
+
+
+@pytest.mark.parametrize("how", ["too late", "ended"])
+def test_a_guest_that_does_not_stop_after_its_drain_is_given_back_all_in_order(
+    moved: Moved, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "too late":
+        monkeypatch.setattr(flippers, "_STOP_LATE_S", 0.5)
+
+    async def steps(flipper: Flipper) -> None:
+        flipper.drain(0.0)
+        for number in range(20):
+            send(moved.pair.right if number % 2 else moved.pair.left, _numbered(number))
+        until(lambda: len(waiting) >= 20 or waiting.extend(_numbers(moved.there.queued())), "elsewhere")
+        if how == "ended":
+            flipper.end()
+        else:
+            await flipper.see_it_through(0.0)
+        assert moved.untouched()
+        send(moved.pair.left, _numbered(20))
+
+    waiting: list[int] = []
+    told = _flipping(moved, monkeypatch, steps)
+    assert [one["state"] for one in told] == ["armed", "draining", "given back"]
+    assert told[-1]["frames"] == 20
+    found: list[int] = []
+
+    def all_here() -> bool:
+        found.extend(_numbers(moved.here.queued()))
+        return len(found) >= 21
+
+    until(all_here, "all of them at the source", deadline_s=10)
+    left, right = [n for n in found if n % 2 == 0], [n for n in found if n % 2]
+    assert (left, right) == (list(range(0, 21, 2)), list(range(1, 20, 2))), "each side's in its order"
+
+
+def test_a_stop_after_the_frames_were_given_back_flips_all_the_same(
+    moved: Moved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def steps(flipper: Flipper) -> None:
+        flipper.drain(0.0)
+        flipper.end()
+        flipper.on_event(_event("STOP"))
+        await asyncio.sleep(0.1)
+
+    told = _flipping(moved, monkeypatch, steps)
+    assert [one["state"] for one in told] == ["armed", "draining", "given back", "flipped"]
+    assert moved.points_to(moved.pair.left) == moved.port
+
+
+def test_what_waited_elsewhere_is_given_to_a_guest_that_goes_on_here(
+    moved: Moved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def steps(flipper: Flipper) -> None:
+        flipper.arm()
+        flipper.on_event(_event("STOP"))
+        for number in range(10):
+            send(moved.pair.left, _numbered(number))
+        assert until(moved.there.queued, "elsewhere", deadline_s=10)
+        flipper.on_event(_event("RESUME"))
+
+    told = _flipping(moved, monkeypatch, steps)
+    assert told[-1]["state"] == "put back"
+    assert told[-1]["frames"] >= 10
+    assert _numbers(moved.here.queued())[-10:] == list(range(10))

@@ -62,6 +62,10 @@ def _flips(records: list[Record]) -> list[str]:
     return [str(record["state"]) for record in records if record.event == "flip"]
 
 
+#: Whether it is drained depends on what was under way; QEMU may be late after it.
+DRAINED = ("draining", "given back")
+
+
 def _last_journal(stage: Stage) -> list[Record]:
     return journals.read(next(journals.newest_first(stage.home / "state" / "migrations")))
 
@@ -78,7 +82,7 @@ def test_no_ping_is_lost_there_and_back(stage: Stage) -> None:
         felt = felt_pause(probes, at_s["stopped"], at_s["resumed"])
         assert felt.pings_sent > 100
         assert felt.pings_lost == 0, felt
-        assert _flips(records) == ["ready", "flipped", "settled"]
+        assert [one for one in _flips(records) if one not in DRAINED] == ["ready", "flipped", "settled"]
         stage.check_moved()
         _check_forwarding(stage, stage.here)
     until(lambda: not stage.flippers(), "no process that flips any more", deadline_s=5)

@@ -61,6 +61,8 @@ READY = event("flip", state="ready", text="through vgs1", **WAY)
         ((READY,), True),
         ((READY, event("flip", state="flipped", text="", after_s=0.001, replayed=3)), True),
         ((READY, event("flip", state="lost", text="what flips has ended")), True),
+        ((READY, event("flip", state="draining", text="")), True),
+        ((READY, event("flip", state="draining", text=""), event("flip", state="given back", text="")), True),
         ((READY, event("flip", state="put back", text="")), False),
         ((READY, event("flip", state="settled", text="")), False),
     ],

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +32,7 @@ from virtgrid.core.events import Record
 from virtgrid.core.journal import Journal
 from virtgrid.migration import copying
 from virtgrid.migration.copying import Copy
+from virtgrid.migration.drain import Drain
 from virtgrid.migration.plan import MigrationRequest
 from virtgrid.migration.policy import PolicyConfig
 from virtgrid.tracker.tracker import Change
@@ -64,9 +65,15 @@ class QemuClock:
 class ScriptedWatch:
     """A guest with ten connections, of which ``unsuitable(now)`` mind a pause."""
 
-    def __init__(self, qemu: SimulatedQemu, unsuitable: Callable[[float], int]) -> None:
+    def __init__(
+        self,
+        qemu: SimulatedQemu,
+        unsuitable: Callable[[float], int],
+        changes: Callable[[float], list[Change]],
+    ) -> None:
         self._qemu = qemu
         self._unsuitable = unsuitable
+        self._changes = changes
 
     def snapshot(self) -> Snapshot:
         now_s = self._qemu.now_s
@@ -84,7 +91,7 @@ class ScriptedWatch:
         )  # fmt: skip
 
     def changes(self) -> list[Change]:
-        return []
+        return self._changes(self._qemu.now_s)
 
     def unsuitable_at(self, at_s: float) -> int | None:
         return self._unsuitable(at_s)
@@ -198,6 +205,8 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rig]:
         monitor: Monitor | None = None,
         tap: bool = True,
         link_bytes_s: float = LINK_BYTES_S,
+        letting_go: Callable[[Drain], Awaitable[None]] | None = None,
+        changes: Callable[[float], list[Change]] = lambda now_s: [],
     ) -> Rig:
         qemu = SimulatedQemu(kind, guest or GuestModel(dirty_bytes_s=5e5), link_bytes_s)
         qemu.max_bandwidth, qemu.downtime_limit_ms = 1 << 40, 1
@@ -221,9 +230,10 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rig]:
             domain=domain,  # type: ignore[arg-type]
             monitor=monitor or scripted,
             destination=destination,  # type: ignore[arg-type]
-            watch=ScriptedWatch(qemu, unsuitable),
+            watch=ScriptedWatch(qemu, unsuitable, changes),
             rescue=rescue,
             peer_silent=peer_silent,
+            letting_go=letting_go,
         )
         return Rig(copy, qemu, scripted, domain, destination, outcome, journal, rescued)
 
@@ -282,6 +292,57 @@ async def test_qemu_7_2_is_held_strictly_refreshed_and_let_go_when_its_connectio
     released = told(records, "released")[0]
     assert released["downtime_estimate_s"] <= made.copy._request.max_downtime_s
     assert made.qemu.commands[-1] == {"max-bandwidth": 1 << 40, "downtime-limit": 2_000_000}
+
+
+def short_requests(now_s: float) -> list[Change]:
+    """One since the last look, answered in 50 ms."""
+    return [
+        Change(now_s - 0.06, "10.0.0.9:50000", "10.0.0.1:80", "http", "unsuitable", "", ""),
+        Change(now_s - 0.01, "10.0.0.9:50000", "10.0.0.1:80", "http", "suitable", "", ""),
+    ]
+
+
+async def test_the_guest_is_drained_before_qemu_is_told(rig: Callable[..., Rig]) -> None:
+    drains: list[Drain] = []
+
+    async def let_go(drain: Drain) -> None:
+        drains.append(drain)
+        assert made.qemu.max_bandwidth < 1 << 40, "still held"
+
+    made = rig(
+        "drip",
+        unsuitable=lambda now_s: 3,
+        changes=short_requests,
+        letting_go=let_go,
+        asked=policy(max_wait_s=5),
+    )
+    records = await made.run()
+    (drain,) = drains
+    assert drain.for_s == pytest.approx(0.05)
+    assert told(records, "released")
+
+
+async def test_without_drain_it_is_only_flipped(rig: Callable[..., Rig]) -> None:
+    drains: list[Drain] = []
+
+    async def let_go(drain: Drain) -> None:
+        drains.append(drain)
+
+    asked = replace(policy(max_wait_s=5), drain="off")
+    made = rig("drip", unsuitable=lambda now_s: 3, changes=short_requests, letting_go=let_go, asked=asked)
+    await made.run()
+    assert [drain.for_s for drain in drains] == [0.0]
+
+
+async def test_aborted_in_the_drain_qemu_is_not_told(rig: Callable[..., Rig]) -> None:
+    async def let_go(drain: Drain) -> None:
+        made.copy.ask_abort(AbortedError("aborted on request"))
+
+    made = rig("drip", letting_go=let_go)
+    with pytest.raises(AbortedError):
+        await made.run()
+    assert made.qemu.max_bandwidth < 1 << 40
+    assert not told(made.records(), "released")
 
 
 async def test_qemu_10_is_held_by_its_drip_and_let_go(rig: Callable[..., Rig]) -> None:

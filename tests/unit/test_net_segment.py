@@ -85,14 +85,27 @@ def test_who_has_sent_nothing_yet_is_ushered_in_and_nobody_else() -> None:
         TAP,  # has spoken: the bridge knows where it is
         replace(coming, index=5, master=9),  # of another bridge
         replace(coming, index=6, kind="veth"),
+        replace(coming, index=8, up=False),  # what is sent there is lost
         replace(coming, index=7, mac="52:54:00:aa:bb:09"),  # not libvirt's naming
     ]
-    assert usher.seats([BRIDGE, SEGMENT, *others], SEGMENT) == frozenset()
-    (seat,) = usher.seats([BRIDGE, SEGMENT, coming, *others], SEGMENT)
+    assert usher.listen([BRIDGE, SEGMENT, *others], SEGMENT, {}, 0.0) == {}
+    everybody = [BRIDGE, SEGMENT, coming, *others]
+    heard = usher.listen(everybody, SEGMENT, {}, 0.0)
+    assert heard == {2: None}
+    (seat,) = usher.seats(everybody, heard)
     assert seat == Redirect(mac="00:54:00:aa:bb:01", to=2, rank=usher.SEAT_RANK, exact=False)
     back = Redirect(mac=MAC, to=3, rank=usher.RETURN_RANK)
     other = replace(back, mac="52:54:00:aa:bb:02")
     assert usher.returns([seat, back, other], [seat]) == {back}
+
+
+def test_for_a_moment_after_the_first_frame_of_a_guest_its_seat_stays() -> None:
+    spoken = [BRIDGE, SEGMENT, replace(TAP, rx_packets=1)]
+    heard = usher.listen(spoken, SEGMENT, {2: None}, 100.0)
+    assert heard == {2: 100.0}
+    assert usher.listen(spoken, SEGMENT, heard, 102.0) == heard
+    assert usher.listen(spoken, SEGMENT, heard, 104.0) == {}
+    assert usher.listen([BRIDGE, SEGMENT], SEGMENT, heard, 101.0) == {}, "the tap is gone"
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -108,6 +121,8 @@ def test_what_flips_can_be_off_or_auto_only() -> None:
     check_request(plans.request(flip="off"))
     with pytest.raises(UsageError, match="--flip"):
         check_request(plans.request(flip="on"))
+    with pytest.raises(UsageError, match="--drain"):
+        check_request(plans.request(drain="on"))
 
 
 # --- what measures it ---------------------------------------------------------------------------

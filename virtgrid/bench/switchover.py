@@ -1,4 +1,4 @@
-"""``virtgrid bench switchover``: what clients feel of the moment; plain libvirt, gated, flipped.
+"""``virtgrid bench switchover``: what clients feel of the moment; plain libvirt, gated, flipped, drained.
 
 A run is one migration of each kind, which take turns at being first, of one guest that goes to and fro
 between the sites of a stretched lab: its clients reach the first site only, and it keeps its address.
@@ -17,6 +17,7 @@ from typing import Any, Final
 from virtgrid.bench.result import Figure, Goal, Result, at_least, at_most, figure
 from virtgrid.bench.where import measured_at
 from virtgrid.core.errors import MigrationFailedError
+from virtgrid.core.events import Record
 from virtgrid.lab.felt_pause import AROUND_S, FeltPause, felt_pause, probing
 from virtgrid.lab.guest import GuestSpec
 from virtgrid.lab.layout import LabConfig, LinkSpec
@@ -25,7 +26,9 @@ from virtgrid.lab.stage import Journey, Stage, Tell, lab_name, staged
 PLAIN: Final = "plain"
 GATED: Final = "gated"
 FLIP: Final = "flip"
-KINDS: Final = (PLAIN, GATED, FLIP)
+DRAIN: Final = "drain"
+KINDS: Final = (PLAIN, GATED, FLIP, DRAIN)
+_FLIPPED: Final = (FLIP, DRAIN)
 _GUEST: Final = GuestSpec(name="web", memory_mib=128)
 #: Of the rate: the service's own frames come over the same link, through the segment.
 _SHARE: Final = 0.8
@@ -49,7 +52,12 @@ class SwitchoverPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One migration. flip_after_s: from QEMU's stop until the frames were turned; None: they were not."""
+    """One migration.
+
+    short: connections whose request was being answered when QEMU stopped the guest.
+    flip_after_s: from that stop until the frames were turned; None: they were not.
+    drain_s: what was decided at the release, None where nothing was; drain: why.
+    """
 
     run: int
     kind: str
@@ -57,9 +65,12 @@ class Trial:
     destination: str
     pause_s: float
     unsuitable: int | None
+    short: int
     felt: FeltPause
     flip_after_s: float | None
     replayed: int | None
+    drain_s: float | None
+    drain: str | None
 
 
 def measure(plan: SwitchoverPlan, tell: Tell, *, journals: Path | None = None) -> Result:
@@ -93,8 +104,8 @@ def measure(plan: SwitchoverPlan, tell: Tell, *, journals: Path | None = None) -
 
 
 def order(run: int) -> tuple[str, ...]:
-    """The kinds of a run. There are three, so that in two runs of one order each goes both ways."""
-    turn = (run - 1) // 2 % len(KINDS)
+    """The kinds of a run. Their number is even and a run begins one later: in two, each goes both ways."""
+    turn = (run - 1) % len(KINDS)
     return KINDS[turn:] + KINDS[:turn]
 
 
@@ -104,7 +115,8 @@ def options(plan: SwitchoverPlan, kind: str) -> list[str]:
     if kind == PLAIN:
         return [*rate, "--policy", "immediate"]
     gated = ["--policy", "backoff", "--max-wait", _MAX_WAIT, "--on-timeout", "release"]
-    return [*rate, *gated, "--flip", "auto" if kind == FLIP else "off"]
+    flip, drain = ("auto" if on else "off" for on in (kind in _FLIPPED, kind == DRAIN))
+    return [*rate, *gated, "--flip", flip, "--drain", drain]
 
 
 def _trial(stage: Stage, plan: SwitchoverPlan, run: int, kind: str) -> Trial:
@@ -123,7 +135,8 @@ def trial_of(
     pause_s = journey.end.get("downtime_s")
     if stopped is None or resumed is None or pause_s is None:
         raise MigrationFailedError("QEMU did not tell when the guest stopped and ran again")
-    flipped = journey.first("flip", state="flipped")
+    at_s = stopped.mono_s + float(stopped["clock_s"]) - journey.wall_s(stopped)
+    flipped, released = journey.first("flip", state="flipped"), journey.first("released")
     return Trial(
         run=run,
         kind=kind,
@@ -131,10 +144,26 @@ def trial_of(
         destination=journey.destination,
         pause_s=float(pause_s),
         unsuitable=stopped.get("unsuitable"),
+        short=answering(journey.records, at_s),
         felt=felt_pause(probes, stopped.mono_s, resumed.mono_s),
         flip_after_s=flipped.get("after_s") if flipped else None,
         replayed=flipped.get("replayed") if flipped else None,
+        drain_s=released.get("drain_s") if released and kind == DRAIN else None,
+        drain=released.get("drain") if released and kind == DRAIN else None,
     )
+
+
+def answering(records: Sequence[Record], at_s: float) -> int:
+    """How many connections had a request under way at a moment of the records' monotonic clock. Pure.
+
+    The first request of a connection is not told of by itself, and is left out.
+    """
+    standing: dict[tuple[str, str], bool] = {}
+    for record in records:
+        if record.event == "connection" and float(record["seen_s"]) <= at_s:
+            under_way = record["verdict"] == "unsuitable" and record.get("state") != "new"
+            standing[str(record["client"]), str(record["server"])] = under_way
+    return sum(standing.values())
 
 
 def _in_words(trial: Trial) -> str:
@@ -142,9 +171,10 @@ def _in_words(trial: Trial) -> str:
         return "never answered" if seconds is None else f"{seconds * 1000:.0f} ms"
 
     felt = trial.felt
+    drained = "" if trial.drain is None else f", drain: {trial.drain}"
     return (
         f"stopped {ms(trial.pause_s)}, {felt.pings_lost} pings lost, longest request {ms(felt.stall_kept_s)}"
-        f" on an open connection, {ms(felt.stall_new_s)} on a new one"
+        f" on an open connection, {ms(felt.stall_new_s)} on a new one{drained}"
     )
 
 
@@ -155,14 +185,17 @@ def figures(plan: SwitchoverPlan, trials: Sequence[Trial]) -> list[Figure]:
     """The figures from the trials; those of plain are the peers of the others."""
     of = {kind: [trial for trial in trials if trial.kind == kind] for kind in KINDS}
     none_lost = at_most(0)
-    out = _each("pings_lost", "", of, lambda trial: trial.felt.pings_lost, {FLIP: none_lost}, of_all=max)
-    kept = [1.0 if trial.felt.pings_lost == 0 else 0.0 for trial in of[FLIP]]
-    out.append(figure("without_loss_flip", kept, "share", goal=at_least(1)))
+    goals = dict.fromkeys(_FLIPPED, none_lost)
+    out = _each("pings_lost", "", of, lambda trial: trial.felt.pings_lost, goals, of_all=max)
+    for kind in _FLIPPED:
+        kept = [1.0 if trial.felt.pings_lost == 0 else 0.0 for trial in of[kind]]
+        out.append(figure(f"without_loss_{kind}", kept, "share", goal=at_least(1)))
     out += _each("stall_established_ms", "ms", of, lambda trial: _ms(trial.felt.stall_kept_s))
     out += _each("stall_new_ms", "ms", of, lambda trial: _ms(trial.felt.stall_new_s))
     out += _each("awake_ms", "ms", of, lambda trial: _ms(trial.felt.awake_s))
     out += _each("pause_ms", "ms", of, lambda trial: _ms(trial.pause_s))
     out += _each("unsuitable", "", of, lambda trial: trial.unsuitable)
+    out += _each("unsuitable_short", "", of, lambda trial: trial.short, {DRAIN: at_most(0)})
     rtt_ms = plan.farthest_rtt_s * 1000
     for name, stall, round_trips in (("established", "stall_kept_s", 2), ("new", "stall_new_s", 3)):
         beyond = [_beyond_ms(trial, stall) for trial in of[FLIP]]
@@ -172,6 +205,10 @@ def figures(plan: SwitchoverPlan, trials: Sequence[Trial]) -> list[Figure]:
         figure("flip_after_stop_ms", [_ms(t.flip_after_s) for t in of[FLIP]], "ms", of=statistics.median)
     )
     out.append(figure("replayed_flip", [t.replayed for t in of[FLIP]], "frames"))
+    drained = [1.0 if trial.drain_s else 0.0 for trial in of[DRAIN]]
+    out.append(figure("drained", drained, "share"))
+    before = [-t.flip_after_s * 1000 for t in of[DRAIN] if t.drain_s and t.flip_after_s is not None]
+    out.append(figure("drained_before_stop_ms", before, "ms", of=statistics.median))
     return out
 
 

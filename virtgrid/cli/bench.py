@@ -159,7 +159,7 @@ def migrate(
 @run
 def switchover(
     runs: Annotated[
-        int | None, typer.Option(help="Plain, gated and flipped migrations, so many times each.")
+        int | None, typer.Option(help="Plain, gated, flipped and drained migrations, so many times each.")
     ] = None,
     rate: Rate = "100mbit",
     rtt: Rtt = "100ms",

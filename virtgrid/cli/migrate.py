@@ -195,6 +195,12 @@ def migrate(
         str,
         typer.Option(metavar="WHAT", help="auto: its frames wait at the destination meanwhile; off: never."),
     ] = "auto",
+    drain: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT", help="auto: flip a little before the stop when requests end in it; off: never."
+        ),
+    ] = "auto",
     stall_timeout: Annotated[
         str | None, typer.Option(metavar="TIME", help="Give up when nothing moves for this long (30s).")
     ] = None,
@@ -275,6 +281,7 @@ def migrate(
             large_bytes=parse_size(_or(large, set_.large)),
             tap=tap,
             flip=flip,
+            drain=drain,
             stall_timeout_s=parse_duration(_or(stall_timeout, set_.stall_timeout)),
             verify_timeout_s=parse_duration(_or(verify_timeout, set_.verify_timeout)),
             dns=parse_request(dns, server=loaded.config.dns.server, key_file=loaded.config.dns.key)

@@ -73,9 +73,10 @@ EVENTS: Final[Mapping[str, EventType]] = {
     "hold_lost": _row("QEMU completed although it was held.", "text"),
     "connections": _row("The guest's connections, counted.", "total suitable unsuitable unknown"),
     "connection": _row(
-        "One connection's verdict changed; verdict is suitable, unsuitable, unknown or closed.",
+        "One connection's verdict changed, at seen_s of the writer's monotonic clock; verdict is suitable,"
+        " unsuitable, unknown or closed.",
         "client server protocol verdict reason",
-        "state",
+        "state seen_s",
     ),
     "gate": _row(
         "The gate decided: hold, release, escalate or abort; written when decision or reason changes.",
@@ -83,16 +84,17 @@ EVENTS: Final[Mapping[str, EventType]] = {
         "unsuitable allowed waiting_for until_s waited_s downtime_estimate_s",
     ),
     "flip": _row(
-        "Where the guest's frames go in the switchover. state: ready; flipped (they wait at the destination,"
-        " since after_s from the stop, replayed of them sent again); put back; settled; off (none: text says"
-        " why); lost.",
+        "Where the guest's frames go in the switchover. state: ready; draining (before the stop);"
+        " flipped (they wait at the destination, since after_s from the stop, replayed of them sent again);"
+        " given back (it did not stop after the drain) and put back (it goes on here), with so many frames;"
+        " settled; off (none: text says why); lost.",
         "state text",
-        "bridge port tap mac after_s replayed",
+        "bridge port tap mac after_s replayed frames",
     ),
     "released": _row(
         "The switchover was let go; by gate, user, timeout or policy.",
         "by reason",
-        "unsuitable remaining_bytes held_s downtime_estimate_s",
+        "unsuitable remaining_bytes held_s downtime_estimate_s drain_s drain",
     ),
     "stopped": _row("The guest stopped on the source.", "", "clock_s unsuitable counts remaining_bytes"),
     "resumed": _row("The guest runs on the destination.", "", "clock_s downtime_s"),

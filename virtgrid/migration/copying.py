@@ -26,7 +26,8 @@ from virtgrid.core.errors import (
 )
 from virtgrid.core.journal import Journal
 from virtgrid.core.units import format_duration, format_size
-from virtgrid.migration import gate
+from virtgrid.migration import drain, gate
+from virtgrid.migration.drain import Drain, DrainConfig, Spells
 from virtgrid.migration.plan import MigrationPlan
 from virtgrid.migration.policy import Observation, make_policy
 from virtgrid.migration.pulse import Pulse
@@ -68,7 +69,7 @@ class Copy:
         watch: Watch | None,
         rescue: Callable[[], Awaitable[None]],
         peer_silent: Callable[[], Awaitable[bool]],
-        letting_go: Callable[[], None] = lambda: None,
+        letting_go: Callable[[Drain], Awaitable[None]] | None = None,
     ) -> None:
         self._plan = plan
         self._request = plan.request
@@ -83,6 +84,7 @@ class Copy:
         self._letting_go = letting_go
         self._pulse = Pulse(peer_silent)
         self._policy = make_policy(plan.request.policy)
+        self._requests, self._spells = 0, Spells()
         self._memory_budget_s = memory_budget_s(plan)
         self._gate = gate.GateConfig.of(plan.request.policy, max_downtime_s=self._memory_budget_s)
         self._hold = switchover.HoldState()
@@ -214,14 +216,18 @@ class Copy:
         """Connections: changes into the journal, a count for the policy."""
         if self._watch is None:
             return
-        for change in self._watch.changes():
+        changes = self._watch.changes()
+        for change in changes:
             self._journal.write(
                 "connection", client=change.client, server=change.server, protocol=change.protocol,
                 verdict=change.verdict, reason=change.reason, state=change.state,
+                seen_s=round(change.at_s, 6),
             )  # fmt: skip
         snapshot = self._watch.snapshot()
         self._observation = Observation.of(snapshot)
         self._policy = self._policy.observe(self._observation)
+        self._requests = drain.under_way(snapshot)
+        self._spells = self._spells.look(snapshot.at_s, self._requests, changes)
         if self._due("connections", snapshot.at_s, _REPORT_EVERY_S):
             self._journal.write(
                 "connections", total=snapshot.total, suitable=snapshot.suitable,
@@ -374,22 +380,36 @@ class Copy:
 
     async def _release(self, by: str, reason: str, decision: gate.GateDecision) -> None:
         assert self._hold_config is not None
+        draining = self._drain()
+        if self._letting_go is not None:
+            await self._letting_go(draining)
+            if self._ending is not None:
+                return  # aborted meanwhile; what was turned is given back
         self._hold, command = switchover.release(self._hold, self._hold_config)
         self.released_s = self._clock.monotonic_s()
         self.released_reason = reason
-        self._letting_go()
         await self._monitor.set_limits(
             bandwidth_bytes_s=command.bandwidth_bytes_s, downtime_s=command.downtime_s
         )
         fields: dict[str, Any] = (
             {"unsuitable": decision.unsuitable} if decision.unsuitable is not None else {}
         )
+        if self._plan.facts.way is not None:
+            fields |= {"drain_s": round(draining.for_s, 3), "drain": draining.reason}
         if decision.downtime_estimate_s is not None:
             fields["downtime_estimate_s"] = round(decision.downtime_estimate_s, 4)
         if self.last_ram is not None:
             fields["remaining_bytes"] = self.last_ram.remaining_bytes
         self._journal.write("released", by=by, reason=reason, held_s=round(self.held_s, 3), **fields)
         self._enter("release")
+
+    def _drain(self) -> Drain:
+        """Whether and how long to drain; without a way that is of no account."""
+        if self._request.drain == "off":
+            return Drain(for_s=0.0, reason="not wanted (--drain off)")
+        if self._observation is None:
+            return Drain(for_s=0.0, reason="the connections cannot be seen")
+        return drain.decide(self._spells, self._requests, DrainConfig())
 
     # --- trouble ----------------------------------------------------------------------
 

@@ -193,7 +193,7 @@ class Driver:
             watch=self._watch,
             rescue=lambda: self._rescue(domain),
             peer_silent=lambda: self._destination_silent(destination, domain),
-            letting_go=flip.arm,
+            letting_go=flip.let_go,
         )
         self._stop_if_asked()
         try:

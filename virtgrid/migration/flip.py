@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from virtgrid.core.errors import VirtgridError
 from virtgrid.core.journal import Journal
+from virtgrid.migration.drain import Drain
 from virtgrid.migration.outcome import Place
 from virtgrid.migration.plan import MigrationPlan
 from virtgrid.net import flip
@@ -23,6 +24,8 @@ from virtgrid.virt.domxml import Nic
 #: From the start of the process until it listens to QEMU.
 _READY_S: Final = 15.0
 _END_S: Final = 3.0
+#: How long the release waits for what flips to be ready for it; it takes some milliseconds.
+_ANSWER_S: Final = 0.25
 
 
 def look_for_way(nic: Nic, destinations: tuple[str, ...]) -> tuple[Way | None, str]:
@@ -52,6 +55,10 @@ class Flip:
         self._journal = journal
         self._process: asyncio.subprocess.Process | None = None
         self._listener: asyncio.Task[None] | None = None
+        #: What flips has answered to the release, or will not any more.
+        self._answered = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._draining = False
         self._ending = False
         self._told_lost = False
 
@@ -95,6 +102,15 @@ class Flip:
                 match json.loads(line):
                     case {"state": "ready"}:
                         ready()
+                    case {"state": "armed"} if not self._draining:
+                        self._answered.set()
+                    case {"state": "draining"}:
+                        self._answered.set()
+                        text = "new ones wait at the destination, those inside are finished"
+                        self._journal.write("flip", state="draining", text=text)
+                    case {"state": "given back", "frames": frames}:
+                        text = "the guest goes on here for now and has what had gone elsewhere"
+                        self._journal.write("flip", state="given back", text=text, frames=frames)
                     case {"state": "flipped", "after_s": after_s, "replayed": replayed}:
                         self._journal.write(
                             "flip",
@@ -103,14 +119,17 @@ class Flip:
                             after_s=after_s,
                             replayed=replayed,
                         )
-                    case {"state": "put back"}:
-                        self._journal.write("flip", state="put back", text="the guest goes on here")
+                    case {"state": "put back", "frames": frames}:
+                        text = "the guest goes on here"
+                        self._journal.write("flip", state="put back", text=text, frames=frames)
                     case {"state": "failed", "text": text}:
                         self._lost(f"what flips failed: {text}")
         if not self._ending:
             self._lost("what flips has ended")
 
     def _lost(self, text: str) -> None:
+        self._answered.set()  # nobody shall wait for it
+        self._gone.set()
         if not self._told_lost:  # it fails, and then it ends
             self._told_lost = True
             self._journal.write("flip", state="lost", text=text)
@@ -120,9 +139,21 @@ class Flip:
             with contextlib.suppress(OSError):
                 self._process.stdin.write(f"{word}\n".encode())
 
-    def arm(self) -> None:
-        """The guest is about to be stopped in order to run elsewhere."""
-        self._say("arm")
+    async def let_go(self, drain: Drain) -> None:
+        """The guest is about to be stopped in order to run elsewhere. Returns when QEMU is to be told.
+
+        What waits in the tap by then QEMU still reads: it must not be told before what flips is armed.
+        With a drain the frames are turned now. When what flips dies meanwhile, that is over at once.
+        """
+        if self._process is None:
+            return
+        self._draining = drain.for_s > 0
+        self._say(f"drain {drain.for_s:.3f}" if self._draining else "arm")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER_S):
+                await self._answered.wait()
+            async with asyncio.timeout(drain.lead_s):
+                await self._gone.wait()
 
     async def arrived(self) -> None:
         """The guest runs at the destination: what was turned is left to what the bridges learn."""

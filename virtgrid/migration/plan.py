@@ -23,6 +23,7 @@ from virtgrid.virt.storagecopy import DiskCopy, TargetImage
 #: libvirt's and QEMU's own default, so that a gated pause is no longer than a plain one.
 DEFAULT_MAX_DOWNTIME_S: Final = 0.3
 FLIPS: Final = ("auto", "off")
+DRAINS: Final = ("auto", "off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ class MigrationRequest:
 
     timeout_s: the whole live phase; after it the guest is suspended so that it ends (as virsh).
     flip: ``auto`` sends the guest's frames to the destination while it is stopped, where there is a way;
-    ``off`` never.
+    ``off`` never. drain: ``auto`` does so a little earlier where that lets requests end; ``off`` never.
     tls: memory and disks encrypted; tls_destination: the name the destination's certificate must have.
     stall_timeout_s: no byte moves for this long and the destination is silent: give up.
     """
@@ -59,6 +60,7 @@ class MigrationRequest:
     large_bytes: int = 4 << 20
     tap: str | None = None
     flip: str = "auto"
+    drain: str = "auto"
     stall_timeout_s: float = 30.0
     verify_timeout_s: float = 10.0
     dns: NameRequest | None = None
@@ -194,6 +196,8 @@ def check_request(request: MigrationRequest) -> None:
             raise UsageError(f"{option} is out of range", hint=f"{words} can be given")
     if request.flip not in FLIPS:
         raise UsageError(f"--flip must be one of {', '.join(FLIPS)}, not '{request.flip}'")
+    if request.drain not in DRAINS:
+        raise UsageError(f"--drain must be one of {', '.join(DRAINS)}, not '{request.drain}'")
     if request.migrate_disks is not None and not request.copy_storage:
         raise UsageError("--migrate-disks goes with --copy-storage-all or --copy-storage-inc")
     if request.tls_destination is not None and not request.tls:

@@ -34,6 +34,10 @@ _QUIET_DEADLINE_S: Final = 25.0
 _BEGINNING_DEADLINE_S: Final = 8.0
 
 
+#: States of a ``flip`` after which something may still be turned.
+_STILL: Final = ("draining", "flipped", "given back", "lost")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remains:
     """What a journal says a migration was, and what it left. Pure; see ``remains``.
@@ -88,7 +92,7 @@ def remains(records: Sequence[Record]) -> Remains:
             case "name_changed" if record["state"] in (NameState.ORIGINAL, NameState.SETTLED):
                 name = None
             case "flip":
-                way = way_of(dict(record.fields)) or (way if record["state"] in ("flipped", "lost") else None)
+                way = way_of(dict(record.fields)) or (way if record["state"] in _STILL else None)
             case "recovered" if record["on"] == began["source"]:
                 downtime_s = None
     return Remains(

@@ -16,7 +16,7 @@ from typing import Final
 _SO_ATTACH_FILTER: Final = 26
 
 # Instructions as <linux/filter.h> composes them: class, size, mode.
-_LDH, _LDB, _LDB_IND, _LD_MEM, _LDX_MSH = 0x28, 0x30, 0x50, 0x60, 0xB1
+_LDW, _LDH, _LDB, _LDB_IND, _LD_MEM, _LDX_MSH = 0x20, 0x28, 0x30, 0x50, 0x60, 0xB1
 _JEQ, _JSET, _RET, _TAX, _ST = 0x15, 0x45, 0x06, 0x07, 0x02
 _SUB_X, _AND, _RSH = 0x1C, 0x54, 0x74
 #: A filter's verdict is how many bytes to keep: more than any frame has.
@@ -89,6 +89,21 @@ def tcp_filter() -> list[tuple[int, int, int, int]]:
 def sent_by_host() -> list[tuple[int, int, int, int]]:
     """The program that keeps, whole, what the host sends over an interface, and nothing it receives."""
     return [(_LDB, 0, 0, _PACKET_KIND), (_JEQ, 0, 1, _OUTGOING), (_RET, 0, 0, WHOLE), (_RET, 0, 0, 0)]
+
+
+def sent_by_host_to(mac: bytes) -> list[tuple[int, int, int, int]]:
+    """The same of what goes to one hardware address."""
+    high, low = int.from_bytes(mac[:4], "big"), int.from_bytes(mac[4:], "big")
+    return [
+        (_LDB, 0, 0, _PACKET_KIND),
+        (_JEQ, 0, 5, _OUTGOING),
+        (_LDW, 0, 0, 0),
+        (_JEQ, 0, 3, high),
+        (_LDH, 0, 0, 4),
+        (_JEQ, 0, 1, low),
+        (_RET, 0, 0, WHOLE),
+        (_RET, 0, 0, 0),
+    ]
 
 
 def attach(sock: socket.socket, instructions: Sequence[tuple[int, int, int, int]]) -> None:

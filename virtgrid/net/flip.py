@@ -32,8 +32,10 @@ from virtgrid.net.usher import RETURN_RANK
 #: A tap of libvirt's holds 1000 frames.
 _KEPT_FRAMES: Final = 2048
 _KEPT_BYTES: Final = 16 << 20
-#: What may have waited in the tap when the counting began; such a frame may be sent twice, which IP permits.
-_UNREAD_BEFORE: Final = 2
+#: What QEMU may have read of the tap and not given to the guest: one frame while its processors were being
+#: stopped, which it drops, and one since, which it would keep until the guest goes on. When it was fewer,
+#: frames are sent twice, which IP permits.
+_READ_IN_VAIN: Final = 2
 _FRAME_BYTES: Final = 70_000  # with a virtio-net header, unsegmented
 _PACKET_VNET_HDR: Final = 15
 
@@ -119,12 +121,80 @@ def _return(way: Way, port: int) -> Redirect:
     return Redirect(mac=way.mac, to=port, rank=RETURN_RANK)
 
 
+def _on(interface: str, program: Sequence[tuple[int, int, int, int]] | None) -> socket.socket:
+    """A packet socket on an interface, not blocking, frames with their virtio-net headers.
+
+    It gets what the program keeps; None: it only sends. Errors: OSError.
+    """
+    end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    try:
+        if program is not None:
+            filters.attach(end, program)
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _KEPT_BYTES)
+        end.setsockopt(SOL_PACKET, _PACKET_VNET_HDR, 1)
+        end.setblocking(False)
+        end.bind((interface, 0 if program is None else ETH_P_ALL))
+    except BaseException:
+        end.close()
+        raise
+    return end
+
+
+class Diverted:
+    """What goes to the guest through the segment while its frames are turned: to be given back.
+
+    The first frames are kept, as by the destination's tap; what comes when it is full is lost there as well.
+    Errors: OSError when an interface is gone. ``close`` it.
+    """
+
+    def __init__(self, way: Way) -> None:
+        self._kept: deque[bytes] = deque()
+        self._kept_bytes = 0
+        self._port = _on(way.port, filters.sent_by_host_to(parse_mac(way.mac)))
+        try:
+            self._tap = _on(way.tap, None)
+        except BaseException:
+            self._port.close()
+            raise
+
+    def fileno(self) -> int:
+        """Readable when there is something to ``take``."""
+        return self._port.fileno()
+
+    def take(self) -> None:
+        """Keep what has come."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frame = self._port.recv(_FRAME_BYTES)
+                if len(self._kept) < _KEPT_FRAMES and self._kept_bytes + len(frame) <= _KEPT_BYTES:
+                    self._kept.append(frame)
+                    self._kept_bytes += len(frame)
+
+    def give_back(self) -> int:
+        """Send what was kept to the guest's tap here, in its order -> how many frames."""
+        self.take()
+        given = 0
+        while self._kept:
+            with contextlib.suppress(OSError):  # the tap's queue is full: as lost as it would have been
+                self._tap.send(self._kept.popleft())
+                given += 1
+        self._kept_bytes = 0
+        return given
+
+    def close(self) -> None:
+        self._port.close()
+        self._tap.close()
+
+
 class Swallowed:
     """What the host hands to the guest's tap and the guest's QEMU has not read: to be sent again elsewhere.
 
     A tap counts what was read of it, so what waits in it is known to the frame, however late QEMU was
-    when it stopped. Only frames to the guest's own address are sent again: what goes to all has gone
-    through the segment as well. Errors: OSError when the tap or the segment is gone. ``close`` it.
+    when it stopped. What waited before the counting is told by ``look``ing now and then: from a tap that is
+    empty more was read by just that than was handed over since. Only frames to the guest's own address are
+    sent again: what goes to all has gone through the segment as well. Errors: OSError when the tap or the
+    segment is gone. ``close`` it.
     """
 
     def __init__(self, links: Links, way: Way) -> None:
@@ -133,18 +203,14 @@ class Swallowed:
         #: The last frames handed over, as to be sent again; empty ones for those that went to all.
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
-        self._handed = 0
-        self._tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self._port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._handed = self._waited = 0
+        self._port = _on(way.port, None)
         try:
-            filters.attach(self._tap, filters.sent_by_host())
-            with contextlib.suppress(OSError):
-                self._tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _KEPT_BYTES)
-            for end in (self._tap, self._port):
-                end.setsockopt(SOL_PACKET, _PACKET_VNET_HDR, 1)
-                end.setblocking(False)
-            self._port.bind((way.port, 0))
-            self._tap.bind((way.tap, ETH_P_ALL))
+            self._tap = _on(way.tap, filters.sent_by_host())
+        except BaseException:
+            self._port.close()
+            raise
+        try:
             self._read_before = self._read()
         except BaseException:
             self.close()
@@ -169,10 +235,17 @@ class Swallowed:
         while len(self._kept) > _KEPT_FRAMES or self._kept_bytes > _KEPT_BYTES:
             self._kept_bytes -= len(self._kept.popleft())
 
+    def look(self) -> None:
+        """Whether more was read than has been handed over since the counting began: that waited before."""
+        read = self._read() - self._read_before
+        self.take()  # after the reading: whatever was read has been handed over by now
+        self._waited = max(self._waited, read - self._handed)
+
     def send_again(self) -> int:
         """Send what was not read through the segment; the guest has stopped -> how many frames."""
         self.take()
-        unread = max(0, self._handed - (self._read() - self._read_before) + _UNREAD_BEFORE)
+        read = self._read() - self._read_before
+        unread = max(0, self._waited + self._handed - read + _READ_IN_VAIN)
         sent = 0
         for frame in list(self._kept)[-unread:] if unread else ():
             if frame:
@@ -185,7 +258,7 @@ class Swallowed:
     def _forget(self) -> None:
         """What was kept has been dealt with; what comes from now on will not be read at all."""
         self._kept.clear()
-        self._kept_bytes = self._handed = 0
+        self._kept_bytes = self._handed = self._waited = 0
         self._read_before = self._read()
 
     def close(self) -> None:

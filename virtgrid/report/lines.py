@@ -58,9 +58,10 @@ def _news(record: Record, status: Status) -> str | None:
         case "stopped":
             return "guest stopped on the source"
         case "flip" if get("state") == "flipped":
-            late = format_duration(number(get("after_s")) or 0.0)
-            return f"frames: {clean(get('text'))}, since {late} after the stop"
-        case "flip" if get("state") in ("put back", "lost"):
+            after_s = number(get("after_s")) or 0.0
+            when = f"{format_duration(abs(after_s))} {'after' if after_s >= 0 else 'before'} the stop"
+            return f"frames: {clean(get('text'))}, since {when}"
+        case "flip" if get("state") in ("draining", "given back", "put back", "lost"):
             return f"frames: {clean(get('text'))}"
         case "resumed":
             took = f" after {format_duration(status.downtime_s)}" if status.downtime_s is not None else ""
