@@ -147,6 +147,23 @@ class Reservations:
             chosen = select(reservation.c.id).where(reservation.c.state.in_(asking))
             return list(connection.execute(chosen).scalars())
 
+    def open(self) -> list[tuple[str, Reserve]]:
+        """Owner and words of all that may keep something."""
+        chosen = select(reservation.c.owner, reservation.c.wish).where(reservation.c.state.in_(_UNSETTLED))
+        with self._database.read() as connection:
+            rows = connection.execute(chosen).all()
+        return [(row.owner, Reserve.model_validate_json(row.wish)) for row in rows]
+
+    def owners(self) -> list[str]:
+        """Whoever has or had any."""
+        with self._database.read() as connection:
+            return list(connection.execute(select(reservation.c.owner).distinct()).scalars())
+
+    def hand_over(self, before: str, after: str) -> None:
+        """All of one owner's are another's: the same one, by another name."""
+        with self._database.write() as connection:
+            connection.execute(update(reservation).where(reservation.c.owner == before).values(owner=after))
+
     def ended(self, now_s: int, *, limit: int = 100) -> list[str]:
         """Those whose window has ended, and to which that still means something."""
         chosen = select(reservation.c.id).where(
