@@ -149,6 +149,15 @@ async def test_an_expired_certificate_is_refused_on_either_side(grid: Grid, log:
             await dial(listener.where, nothing, name="the CRM", tls=grid.tls(GRC), expect=Role.CRM)
 
 
+async def test_who_has_an_expired_certificate_is_told_at_home(grid: Grid) -> None:
+    late = grid.tls(GRC, ago=timedelta(days=3), lifetime=timedelta(days=2))
+    with pytest.raises(
+        NotAdmittedError, match=r"is not called: our own certificate .* was good until"
+    ) as told:
+        await dial(Endpoint.parse("tls://127.0.0.1:9"), nothing, name="the CRM", tls=late, expect=Role.CRM)
+    assert told.value.hint == "virtgrid pki request grc asks for another one"
+
+
 def _as_it_was(grid: Grid, uri: str, **enrol: timedelta) -> TlsFiles:
     return grid.enrol(uri, **enrol).files(Role.GRC if uri == GRC else Role.CRM)
 

@@ -273,7 +273,7 @@ def grc(
 
     sites = dict(map(parse_party, crm or []))
     if len(sites) < len(crm or []):
-        raise UsageError("--crm: a site stands there twice")
+        raise UsageError("--crm: a site stands there twice", hint="each site has one CRM")
     network = None if nrm is None else parse_party(nrm)
     loaded = load()
     quotas = quotas_of(loaded.config.quota, loaded.path)

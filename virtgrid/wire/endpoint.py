@@ -154,6 +154,10 @@ async def _open_tls(
     where: Endpoint, place: HostPort, handler: Handler, name: str, tls: Tls, deadline_s: float
 ) -> Line:
     try:
+        tls.require_own()
+    except RefusedError as error:
+        raise NotAdmittedError(f"{name} at {where} is not called: {error.what}", hint=error.hint) from error
+    try:
         async with asyncio.timeout(deadline_s):
             reader, writer = await asyncio.open_connection(
                 place.host, place.port, ssl=tls.client_context(), server_hostname=place.host

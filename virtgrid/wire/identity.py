@@ -153,5 +153,12 @@ def authorise(peer: Peer, method: str, *, rights: Rights, site: str | None) -> N
             else None,
         )
     if peer.role in right.ours:
-        raise RefusedError(f"{peer} is of another site, and this is {site}: it may not ask {method} here")
-    raise RefusedError(f"{peer} may not ask {method}: a {peer.role} has no business with it")
+        raise RefusedError(
+            f"{peer} is of another site, and this is {site}: it may not ask {method} here",
+            hint=f"a {peer.role} of {site} may",
+        )
+    others = " or ".join(f"a {role}" for role in sorted(right.ours | right.anybodys))
+    raise RefusedError(
+        f"{peer} may not ask {method}: a {peer.role} has no business with it",
+        hint=f"{others or 'root'} may" + ("" if others else ", over the socket on its host"),
+    )
