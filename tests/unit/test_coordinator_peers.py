@@ -450,6 +450,31 @@ async def test_a_limit_holds_over_a_restart_and_is_told(tmp_path: Path) -> None:
                     await parts.coordinator.show("r3", owner=KENJI)
 
 
+async def test_one_who_asks_for_what_nobody_has_fills_no_disk(tmp_path: Path) -> None:
+    sites = (SiteWish(site="alpha", nodes=1),)
+    async with providers(tmp_path), coordinating(tmp_path) as parts:
+        for who in (KENJI, MARY):
+            for number in range(4):
+                id_ = f"{who[-4:]}-{number}"
+                asked = wish(id_, sites=sites, bandwidth_bytes_s=None, window=soon(8000 * (number + 1)))
+                await parts.coordinator.reserve(asked, owner=who)
+                if number:
+                    await parts.coordinator.cancel(id_, owner=who)
+        Reservations(parts.databases["grc"]).forget_beyond(2)
+        left = {one.wish.id for one in Reservations(parts.databases["grc"]).after("", owner=None)}
+        assert left == {f"{who}-{number}" for who in ("enji", "mary") for number in (0, 2, 3)}
+
+
+async def test_what_was_begun_is_finished_when_its_user_hangs_up(tmp_path: Path) -> None:
+    async with providers(tmp_path), coordinating(tmp_path) as parts:
+        here = Endpoint(tmp_path / "grc.sock")
+        async with Desk(parts.coordinator, here), user(here, None) as line:
+            parts.lines["alpha"].before["OFFER"] = lambda: line.hang_up("Ctrl-C")
+            with pytest.raises(PeerUnreachableError):
+                await line.call("RESERVE", wish().model_dump(mode="json"))
+            await until(lambda: parts.state("r1") is ReservationState.COMMITTED)
+
+
 # -- sites that join -----------------------------------------------------------------------------
 
 

@@ -65,6 +65,7 @@ _log = logging.getLogger(__name__)
 
 _AGAIN_MOST_S: Final = 1.0
 """Between two HOLDs of the same to a party that cannot be reached."""
+_TIDY_EVERY_S: Final = 600.0
 _WHY_LIMIT: Final = 500
 SITES_LIMIT: Final = 256
 """Sites one coordinator may know."""
@@ -121,6 +122,7 @@ class Coordinator:
         self._courses: dict[str, _Course] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store of the coordinator")
         self._sweeper: asyncio.Task[None] | None = None
+        self._tidied_s: float | None = None
 
     async def __aenter__(self) -> Coordinator:
         for owner, wish in await self._store(self._reservations.open):
@@ -501,6 +503,9 @@ class Coordinator:
         for id_ in await self._store(lambda: self._reservations.ended(now_s)):
             await self._happened(id_, Event.ENDED, "its window has ended")
         await self._store(lambda: self._reservations.forget(now_s))
+        if self._tidied_s is None or self._clock.monotonic_s() - self._tidied_s >= _TIDY_EVERY_S:
+            self._tidied_s = self._clock.monotonic_s()
+            await self._store(self._reservations.forget_beyond)
 
     def _now_s(self) -> int:
         return int(self._clock.utc().timestamp())

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from virtgrid.core.errors import NotFoundError, RefusedError, UsageError, VirtgridError
+from virtgrid.core.errors import NotFoundError, PeerUnreachableError, RefusedError, UsageError, VirtgridError
 from virtgrid.core.files import replace_file
 from virtgrid.grid.grc.coordinator import SITES_LIMIT, Coordinator, site_view
 from virtgrid.grid.grc.parties import WireParty, parse_party
@@ -162,13 +162,13 @@ class Members:
         self._coordinator.require_room(site)
 
     async def _offer(self, site: str, party: WireParty) -> Offer:
-        """Speak to it. Errors: of the same kind as it happened, told as one of the joining."""
+        """Speak to it. Errors: PeerUnreachableError, RefusedError, told as what the joining met."""
         now_s = int(time.time())
         asked = AskOffer(window=Window(begins_at_s=now_s, ends_at_s=now_s + 3600), prefix=30)
         try:
             return parse(Offer, OFFER, await party.call(OFFER, asked.model_dump(), deadline_s=_ASK_S))
         except VirtgridError as error:
-            kind = RefusedError if type(error).__module__ != VirtgridError.__module__ else type(error)
+            kind = PeerUnreachableError if isinstance(error, PeerUnreachableError) else RefusedError
             raise kind(
                 f"site {site} cannot join: {error.what}", cause=error.cause, hint=error.hint
             ) from error

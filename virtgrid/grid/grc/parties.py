@@ -6,7 +6,13 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from virtgrid.core.errors import NotAdmittedError, NotHeardError, PeerUnreachableError, RefusedError
+from virtgrid.core.errors import (
+    DeadlineError,
+    NotAdmittedError,
+    NotHeardError,
+    PeerUnreachableError,
+    RefusedError,
+)
 from virtgrid.grid.messages.coalloc import Party
 from virtgrid.grid.messages.common import require
 from virtgrid.wire.endpoint import Endpoint, dial
@@ -63,7 +69,7 @@ class WireParty:
     async def call(self, method: str, params: Mapping[str, Any], *, deadline_s: float) -> Any:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + deadline_s
-        line, fresh = await self._dialled(deadline_s)
+        line, fresh = await self._dialled(until_s)
         while True:
             try:
                 return await line.call(method, params, deadline_s=max(0.0, until_s - loop.time()))
@@ -77,7 +83,7 @@ class WireParty:
                         f"{self._name} does not hear us: {error.what}", cause=error.cause, hint=error.hint
                     ) from error
             # What it has against us may be mended: a new line shows the certificate that is in use by now.
-            line, _ = await self._dialled(max(0.0, until_s - loop.time()))
+            line, _ = await self._dialled(until_s)
             fresh = True
 
     async def close(self) -> None:
@@ -91,30 +97,36 @@ class WireParty:
                 self._alive.cancel()
         await line.close()
 
-    async def _dialled(self, deadline_s: float) -> tuple[Line, bool]:
-        """The line, and whether it is a new one."""
-        async with self._dialling:
-            if self._line is not None and self._line.lost is None:
-                return self._line, False
-            if self._line is not None:
-                await self._drop(self._line)
-            try:
-                self._line = await dial(
-                    self.where,
-                    deaf,
-                    name=self._name,
-                    tls=self._tls,
-                    expect=self._role,
-                    site=self._site,
-                    deadline_s=deadline_s,
-                )
-            except RefusedError as error:  # its clock, or ours
-                raise NotAdmittedError(error.what, cause=error.cause, hint=error.hint) from error
-            if self.where.is_network:
-                self._alive = asyncio.create_task(
-                    self._line.keep_alive(idle_s=IDLE_S, deadline_s=_PING_DEADLINE_S)
-                )
-            return self._line, True
+    async def _dialled(self, until_s: float) -> tuple[Line, bool]:
+        """The line, and whether it is a new one. until_s: by the loop's clock, also while another dials."""
+        try:
+            async with asyncio.timeout_at(until_s), self._dialling:
+                return await self._dial(until_s - asyncio.get_running_loop().time())
+        except TimeoutError as error:
+            raise DeadlineError(f"{self._name} at {self.where} was not reached in time") from error
+
+    async def _dial(self, deadline_s: float) -> tuple[Line, bool]:
+        if self._line is not None and self._line.lost is None:
+            return self._line, False
+        if self._line is not None:
+            await self._drop(self._line)
+        try:
+            self._line = await dial(
+                self.where,
+                deaf,
+                name=self._name,
+                tls=self._tls,
+                expect=self._role,
+                site=self._site,
+                deadline_s=deadline_s,
+            )
+        except RefusedError as error:  # its clock, or ours
+            raise NotAdmittedError(error.what, cause=error.cause, hint=error.hint) from error
+        if self.where.is_network:
+            self._alive = asyncio.create_task(
+                self._line.keep_alive(idle_s=IDLE_S, deadline_s=_PING_DEADLINE_S)
+            )
+        return self._line, True
 
 
 def said(error: Exception) -> str:

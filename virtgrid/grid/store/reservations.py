@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, delete, insert, select, text, update
 
 from virtgrid.core.errors import NotFoundError, RefusedError
 from virtgrid.grid.coalloc.coordinator import TABLE, Coordination, Party
@@ -27,11 +27,25 @@ from virtgrid.grid.store.schema import reservation
 LIST_LIMIT: Final = 500
 KEEP_S: Final = 30 * 86400
 """How long a reservation can be looked at after its window."""
+KEEP_OF_ONE: Final = 10_000
+"""Reservations of one user that can be looked at when nothing of them stands any more: one who asks for what
+nobody has, for a window in a thousand years, does not fill the disk.
+"""
 _LASTING: Final = (ReservationState.COMMITTING, ReservationState.RELEASING)
 """What must be on the disk before it is acted upon. A power failure that forgets a new reservation, or the
 end of one, leaves it undecided, or decided: the parties are asked again.
 """
 _UNSETTLED: Final = [state for state, row in TABLE.items() if row.events]
+
+
+_SETTLED: Final = ", ".join(f"'{state}'" for state, row in TABLE.items() if not row.events)
+_FORGET_BEYOND: Final = text(f"""
+    DELETE FROM reservation WHERE rowid IN (
+        SELECT row FROM (
+            SELECT rowid AS row, row_number() OVER (PARTITION BY owner ORDER BY rowid DESC) AS number
+            FROM reservation WHERE state IN ({_SETTLED}))
+        WHERE number > :of_one)
+""")  # noqa: S608 - our own words
 
 
 class Kept(Model):
@@ -177,6 +191,11 @@ class Reservations:
         old = (reservation.c.state.not_in(_UNSETTLED)) & (reservation.c.ends_at_s <= now_s - KEEP_S)
         with self._database.write() as connection:
             connection.execute(delete(reservation).where(old))
+
+    def forget_beyond(self, of_one: int = KEEP_OF_ONE) -> None:
+        """Of each user the oldest of those that mean nothing any more, beyond so many."""
+        with self._database.write() as connection:
+            connection.execute(_FORGET_BEYOND, {"of_one": of_one})
 
 
 def _columns(one: Reservation) -> Mapping[str, Any]:
