@@ -125,7 +125,7 @@ async def providers(directory: Path) -> AsyncIterator[tuple[dict[str, Stored], d
 
 
 @asynccontextmanager
-async def coordinating(directory: Path, *, timing: Timing = QUICK) -> AsyncIterator[Parts]:
+async def coordinating(directory: Path, *, timing: Timing = QUICK, **more: Any) -> AsyncIterator[Parts]:
     """The providers listen already."""
     lines = {name: Flaky(WireParty(name, Endpoint(directory / f"{name}.sock"))) for name in (*NODES, "net")}
     with Database(directory / "grc.db") as database:
@@ -135,6 +135,7 @@ async def coordinating(directory: Path, *, timing: Timing = QUICK) -> AsyncItera
             network=("net", lines["net"]),
             clock=SystemClock(),
             timing=timing,
+            **more,
         )
         async with coordinator:
             yield Parts(directory, coordinator, lines, {}, {"grc": database})

@@ -17,10 +17,12 @@ GRC = "virtgrid://b/grc/grc"
 
 
 class Grid:
-    """One authority, below a directory of its own."""
+    """One authority, below a directory of its own. at: where its members are called."""
 
-    def __init__(self, directory: Path, clock: Clock | None = None) -> None:
-        self.directory, self.clock = directory, clock or SystemClock()
+    def __init__(
+        self, directory: Path, clock: Clock | None = None, *, at: tuple[str, ...] = ("127.0.0.1", "localhost")
+    ) -> None:
+        self.directory, self.clock, self.at = directory, clock or SystemClock(), at
         self.authority = Authority.create(directory / "authority", "tests", now=self.now)
 
     @property
@@ -31,9 +33,9 @@ class Grid:
         return Places(self.directory / uri.removeprefix("virtgrid://").replace("/", "-"))
 
     def enrol(self, uri: str, *, lifetime: timedelta = LIFETIME, ago: timedelta = timedelta(0)) -> Places:
-        """Certificate and key for somebody of the grid, who is called at the loopback's address."""
+        """Certificate and key for somebody of the grid."""
         identity, places = Identity.parse(uri), self.places(uri)
-        hosts = [] if identity.role == "user" else ["127.0.0.1", "localhost"]
+        hosts = [] if identity.role == "user" else list(self.at)
         asked_at = self.now - ago
         self.authority.enrol(places, identity, hosts, now=asked_at, lifetime=lifetime)
         return places

@@ -64,11 +64,29 @@ class DnsSection(_Section):
     key: str | None = None
 
 
+class LimitsSection(_Section):
+    """``[quota.of."WHO"]``: what one user may have where it is not what everybody may."""
+
+    reservations: int | None = None
+    node_time: str | None = None
+    bandwidth: str | None = None
+
+
+class QuotaSection(_Section):
+    """``[quota]``: what a user of a coordinator may have at a time (docs/reference/co-allocation.md)."""
+
+    reservations: int = 100
+    node_time: str = "unlimited"
+    bandwidth: str = "unlimited"
+    of: dict[str, LimitsSection] = {}
+
+
 class Config(_Section):
     """The whole file."""
 
     migration: MigrationSection = MigrationSection()
     dns: DnsSection = DnsSection()
+    quota: QuotaSection = QuotaSection()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

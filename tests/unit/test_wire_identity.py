@@ -15,7 +15,7 @@ from tests.wire_grid import CRM, Grid
 from virtgrid.core.clock import FakeClock
 from virtgrid.core.errors import RefusedError
 from virtgrid.wire.certificates import read_certificates
-from virtgrid.wire.identity import Identity, LocalUser, Peer, Right, Role, authorise, member
+from virtgrid.wire.identity import Identity, LocalUser, Peer, Right, Role, authorise, called, member
 from virtgrid.wire.message import BadMessageError
 from virtgrid.wire.skew import LIMIT_S, require_agreement, skew_s
 from virtgrid.wire.tls import Tls
@@ -73,6 +73,25 @@ def test_a_user_is_the_same_by_certificate_and_on_a_host_of_the_site() -> None:
     for name in (None, "EXAMPLE\\kenji", "Kenji", "kenji/x", "uid-0"):
         found = member(LocalUser(uid=5001, trusted=False, name=name), site="a")
         assert str(found) == "virtgrid://a/user/uid-5001"
+
+
+def test_who_was_named_may_ask_and_others_of_the_role_may_not() -> None:
+    told = frozenset({"virtgrid://b/grc/x", "uid:5001"})
+    rights = {"HOLD": Right(named=told)}
+    for peer in (of_role(Role.GRC, "b"), KENJI, ROOT):
+        authorise(peer, "HOLD", rights=rights, site="a")
+    for stranger in (of_role(Role.GRC), of_role(Role.USER, "b"), LocalUser(uid=5002, trusted=False)):
+        with pytest.raises(RefusedError, match="may not ask HOLD") as refused:
+            authorise(stranger, "HOLD", rights=rights, site="a")
+        if stranger == of_role(Role.GRC):
+            assert "--grc virtgrid://a/grc/x" in (refused.value.hint or "")
+
+
+def test_a_caller_is_written_down_in_one_word() -> None:
+    kenji = LocalUser(uid=5001, trusted=False, name="kenji")
+    assert called(kenji) == "uid:5001"
+    assert called(kenji, site="a") == "virtgrid://a/user/kenji" == called(member(kenji, site="a"))
+    assert called(ROOT) == called(LocalUser(uid=0, trusted=True, name="root"), site="a") == "uid:0"
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,11 @@ def test_a_fault_of_a_stranger_keeps_its_code() -> None:
     assert isinstance(again, message.RemoteError)
     assert message.fault_of(again) == fault
     assert json.loads(encode(Response(id=1, fault=fault)))["error"]["code"] == -32601
+
+
+def test_an_error_that_is_told_at_length_is_cut() -> None:
+    for code in ("VG-REFUSED", "VG-OTHER"):
+        data = {"error": code, "hint": "h" * 50_000}
+        told = message.error_of(Fault(code=3, message="w" * 50_000, data=data))
+        assert len(told.what) == 2000
+        assert len(told.hint or "") <= 2000

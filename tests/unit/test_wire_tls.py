@@ -19,11 +19,11 @@ import pytest
 from tests.wire_ends import Raw, nothing, until
 from tests.wire_grid import CRM, GRC, Grid
 from virtgrid.core.clock import FakeClock
-from virtgrid.core.errors import PeerUnreachableError, RefusedError
+from virtgrid.core.errors import NotAdmittedError, NotHeardError, PeerUnreachableError, RefusedError
 from virtgrid.wire import reception
 from virtgrid.wire.endpoint import Endpoint, HostPort, Listener, dial, listen
 from virtgrid.wire.identity import Right, Role
-from virtgrid.wire.line import Line
+from virtgrid.wire.line import Line, LineLostError
 from virtgrid.wire.message import RemoteError
 from virtgrid.wire.tls import Tls, TlsFiles
 
@@ -96,7 +96,7 @@ async def test_what_the_table_does_not_allow_never_reaches_the_handler(grid: Gri
     async with serving(grid.tls(CRM)) as (service, listener), calling(listener.where, grid.tls(GRC)) as line:
         with pytest.raises(RemoteError, match="no method ELSE"):
             await line.call("ELSE")
-        with pytest.raises(RefusedError, match="a grc has no business with it"):
+        with pytest.raises(NotHeardError, match="a grc has no business with it"):
             await line.call("REPORT")
         assert service.asked == 0
     assert said(log, "is refused REPORT")
@@ -130,7 +130,7 @@ async def test_a_caller_of_another_authority_is_refused(grid: Grid, tmp_path: Pa
 async def test_an_answerer_of_another_authority_is_not_spoken_to(grid: Grid, tmp_path: Path) -> None:
     other = Grid(tmp_path / "other")
     async with serving(other.tls(CRM)) as (_, listener):
-        with pytest.raises(PeerUnreachableError, match="of an authority that is not trusted here"):
+        with pytest.raises(NotAdmittedError, match="of an authority that is not trusted here"):
             await dial(listener.where, nothing, name="the CRM", tls=grid.tls(GRC), expect=Role.CRM)
 
 
@@ -149,13 +149,22 @@ async def test_an_expired_certificate_is_refused_on_either_side(grid: Grid, log:
             await dial(listener.where, nothing, name="the CRM", tls=grid.tls(GRC), expect=Role.CRM)
 
 
+async def test_who_has_an_expired_certificate_is_told_at_home(grid: Grid) -> None:
+    late = grid.tls(GRC, ago=timedelta(days=3), lifetime=timedelta(days=2))
+    with pytest.raises(
+        NotAdmittedError, match=r"is not called: our own certificate .* was good until"
+    ) as told:
+        await dial(Endpoint.parse("tls://127.0.0.1:9"), nothing, name="the CRM", tls=late, expect=Role.CRM)
+    assert told.value.hint == "virtgrid pki request grc asks for another one"
+
+
 def _as_it_was(grid: Grid, uri: str, **enrol: timedelta) -> TlsFiles:
     return grid.enrol(uri, **enrol).files(Role.GRC if uri == GRC else Role.CRM)
 
 
 async def test_who_answers_in_a_wrong_role_is_not_spoken_to(grid: Grid) -> None:
     async with serving(grid.tls("virtgrid://a/nrm/nrm")) as (_, listener):
-        with pytest.raises(PeerUnreachableError, match=r"virtgrid://a/nrm/nrm answers, which is no crm"):
+        with pytest.raises(NotAdmittedError, match=r"virtgrid://a/nrm/nrm answers, which is no crm"):
             await dial(listener.where, nothing, name="the CRM", tls=grid.tls(GRC), expect=Role.CRM)
 
 
@@ -358,6 +367,49 @@ async def test_a_revoked_certificate_is_refused_even_on_a_line_that_stands(grid:
             await dial(listener.where, nothing, name="the CRM", tls=tls, expect=Role.CRM)
         assert "has been revoked" in (refused.value.cause or "")
         assert service.asked == 1
+
+
+async def test_a_revoked_answerer_is_asked_nothing_more(grid: Grid) -> None:
+    grc = grid.enrol(GRC)
+    async with (
+        serving(grid.tls(CRM)) as (service, listener),
+        calling(listener.where, Tls(grc.files(Role.GRC))) as line,
+    ):
+        assert await line.call("WHO") == GRC
+        grid.authority.revoke(CRM, now=grid.now)
+        grc.revoked.write_bytes(grid.authority.revoked_file.read_bytes())
+        with pytest.raises(LineLostError) as lost:
+            await line.call("WHO")
+        assert lost.value.cause == f"the certificate of {CRM} has been revoked"
+        assert service.asked == 1
+
+
+async def test_a_line_whose_other_side_was_killed_is_closed_all_the_same(
+    grid: Grid, monkeypatch: Any
+) -> None:
+    async def reset() -> None:
+        raise ConnectionResetError
+
+    async with serving(grid.tls(CRM)) as (_, listener):
+        line = await dial(listener.where, nothing, name="the CRM", tls=grid.tls(GRC), expect=Role.CRM)
+        monkeypatch.setattr(line._writer, "wait_closed", reset)
+        line._writer.close()
+        line._writer.close()
+        await line.close()
+        assert line.lost
+
+
+async def test_one_caller_cannot_have_all_the_lines(grid: Grid, monkeypatch: Any) -> None:
+    monkeypatch.setattr(reception, "EACH_LIMIT", 2)
+    greedy, other = grid.tls(GRC), grid.tls("virtgrid://c/grc/grc")
+    async with serving(grid.tls(CRM)) as (_, listener), contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(calling(listener.where, greedy))
+        with pytest.raises(PeerUnreachableError) as refused:
+            await dial(listener.where, nothing, name="the CRM", tls=greedy, expect=Role.CRM)
+        assert f"{GRC} has 2 lines already" in (refused.value.cause or "")
+        async with calling(listener.where, other) as line:
+            assert await line.call("WHO") == "virtgrid://c/grc/grc"
 
 
 async def test_a_renewed_certificate_is_used_without_a_restart(grid: Grid, log: Any) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
 from virtgrid.core.errors import DeadlineError, OutcomeUnknownError, RefusedError
 from virtgrid.core.units import format_duration, format_time
+from virtgrid.grid.doors import identity
 from virtgrid.grid.messages.coalloc import Nodes, Paths, ReservationState, View, Window
 from virtgrid.grid.messages.common import Model, parse
 from virtgrid.wire.endpoint import Endpoint, dial
+from virtgrid.wire.identity import Role
 from virtgrid.wire.line import LineLostError, deaf
 from virtgrid.wire.message import RemoteError
+from virtgrid.wire.pki import places
 
 M = TypeVar("M", bound=Model)
 
@@ -27,11 +32,14 @@ Grc = Annotated[
 
 
 def ask(grc: str, method: str, asked: Model, answer: type[M]) -> M:
-    """One question. Errors: the coordinator's; PeerUnreachableError."""
+    """One question; over the network with the user's certificate. Errors: the coordinator's;
+    PeerUnreachableError.
+    """
     where = Endpoint.parse(grc)
+    tls = identity(_pki(), Role.USER) if where.is_network else None
 
     async def main() -> Any:
-        line = await dial(where, deaf, name="the coordinator")
+        line = await dial(where, deaf, name="the coordinator", tls=tls, expect=Role.GRC)
         try:
             return await line.call(method, asked.model_dump(mode="json"), deadline_s=_DEADLINE_S)
         finally:
@@ -41,6 +49,12 @@ def ask(grc: str, method: str, asked: Model, answer: type[M]) -> M:
         return parse(answer, method, asyncio.run(main()))
     except RemoteError as error:
         raise RefusedError(error.what) from error
+
+
+def _pki() -> Path:
+    """Where a user's certificate is."""
+    given = os.environ.get("VIRTGRID_PKI")
+    return Path(given) if given else places.default()
 
 
 def ask_to_change(grc: str, method: str, asked: Model, id_: str) -> View:

@@ -60,7 +60,11 @@ ENVIRONMENT: Final = (
     ("VIRTGRID_CONFIG", "A configuration file instead of /etc/virtgrid/virtgrid.toml."),
     ("VIRTGRID_STATE_DIR", "Where journals live, instead of /var/lib/virtgrid."),
     ("VIRTGRID_RUN_DIR", "Where locks and control sockets live, instead of /run/virtgrid."),
-    ("VIRTGRID_GRC", "The coordinator to ask, instead of unix:/run/virtgrid/grc.sock."),
+    (
+        "VIRTGRID_GRC",
+        "The coordinator to ask, instead of unix:/run/virtgrid/grc.sock; tls://HOST:PORT elsewhere.",
+    ),
+    ("VIRTGRID_PKI", "Where a user's certificate is, for a coordinator at tls://…, instead of ~/.pki."),
     ("VIRTGRID_LAB_NAME", "Which lab the lab commands mean."),
     ("VIRTGRID_LAB_DIR", "Where labs live, instead of /var/lib/virtgrid/labs."),
     ("VIRTGRID_CACHE_DIR", "Where guest images are cached, instead of /var/cache/virtgrid/images."),

@@ -12,10 +12,13 @@ from typing import Annotated
 import typer
 
 from virtgrid.cli.output import run
-from virtgrid.core.errors import RefusedError
+from virtgrid.config import load
+from virtgrid.core.errors import RefusedError, UsageError
 from virtgrid.core.journal import state_dir
 from virtgrid.core.units import parse_duration
+from virtgrid.grid.doors import Network, identity, told_of
 from virtgrid.wire.endpoint import GRC, VIRTGRIDD, Endpoint
+from virtgrid.wire.identity import Role
 from virtgrid.wire.pki.places import SYSTEM, Places
 from virtgrid.wire.seal import read_public_key
 
@@ -26,7 +29,22 @@ app = typer.Typer(
     help="Run a part of the grid: on a host, on a node, for a site, for the network, above them all.",
 )
 
-Socket = Annotated[str, typer.Option(metavar="ENDPOINT", help="Where to listen.")]
+Socket = Annotated[str, typer.Option(metavar="ENDPOINT", help="Where to listen on this host.")]
+Listen = Annotated[
+    str | None,
+    typer.Option("--listen", metavar="ENDPOINT", help="Also over the network: tls://HOST:PORT."),
+]
+Pki = Annotated[
+    Path, typer.Option("--pki", metavar="DIR", help="Where its certificate is (virtgrid pki); for tls://….")
+]
+Told = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--grc",
+        metavar="WHO",
+        help="A coordinator it hears: virtgrid://SITE/grc/NAME, uid:N on this host; may be said again.",
+    ),
+]
 Store = Annotated[
     Path | None, typer.Option("--database", metavar="FILE", help="What it must not forget; SQLite.")
 ]
@@ -38,6 +56,29 @@ def _log() -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _in_network(listen: str) -> Endpoint:
+    where = Endpoint.parse(listen)
+    if not where.is_network:
+        raise UsageError(
+            f"--listen: {where} is no place in a network", hint="tls://0.0.0.0:7430, for instance"
+        )
+    return where
+
+
+def _provider_network(
+    listen: str | None, pki: Path, role: Role, told: frozenset[str], site: str | None = None
+) -> Network | None:
+    """Of a CRM or an NRM. Errors: UsageError, RefusedError (certificate)."""
+    if listen is None:
+        return None
+    if not any(who.startswith("virtgrid:") for who in told):
+        raise UsageError(
+            "--listen without a coordinator that may call from the network",
+            hint="--grc virtgrid://SITE/grc/NAME; virtgrid pki show says it where the coordinator runs",
+        )
+    return Network(where=_in_network(listen), tls=identity(pki, role, site=site))
 
 
 @app.command()
@@ -130,6 +171,9 @@ def crm(
     ],
     socket: Socket = "unix:/run/virtgrid/crm.sock",
     database: Store = None,
+    listen: Listen = None,
+    pki: Pki = SYSTEM,
+    grc: Told = None,
 ) -> None:
     """Be the compute manager of a site: promise its nodes and addresses to coordinators."""
     from virtgrid.grid.crm.stock import SiteStock
@@ -140,14 +184,18 @@ def crm(
     require(Party, "--site", site)
     for name in node:
         require(HostName, "--node", name)
+    told = frozenset(map(told_of, grc or []))
     _log()
     where = Endpoint.parse(socket)
+    network = _provider_network(listen, pki, Role.CRM, told, site)
     asyncio.run(
         serve(
             party=site,
             database=database or state_dir() / f"crm-{site}.db",
             stock=SiteStock(nodes=node, ranges=addresses),
             where=where,
+            network=network,
+            told=told,
             ready=lambda: logging.info("ready at %s", where),
         )
     )
@@ -166,6 +214,9 @@ def nrm(
     ] = "1000-4094",
     socket: Socket = "unix:/run/virtgrid/nrm.sock",
     database: Store = None,
+    listen: Listen = None,
+    pki: Pki = SYSTEM,
+    grc: Told = None,
 ) -> None:
     """Be the network manager: promise segments, and bandwidth between sites."""
     from virtgrid.grid.messages.coalloc import Party
@@ -175,14 +226,18 @@ def nrm(
 
     require(Party, "--name", name)
     stock = NetworkStock(links=dict(map(parse_link, link)), segments=parse_segments(segments))
+    told = frozenset(map(told_of, grc or []))
     _log()
     where = Endpoint.parse(socket)
+    there = _provider_network(listen, pki, Role.NRM, told)
     asyncio.run(
         serve(
             party=name,
             database=database or state_dir() / f"nrm-{name}.db",
             stock=stock,
             where=where,
+            network=there,
+            told=told,
             ready=lambda: logging.info("ready at %s", where),
         )
     )
@@ -192,26 +247,44 @@ def nrm(
 @run
 def grc(
     crm: Annotated[
-        list[str],
-        typer.Option(metavar="SITE=ENDPOINT", help="A site and its CRM; may be said again."),
-    ],
+        list[str] | None,
+        typer.Option(
+            metavar="SITE=ENDPOINT", help="A site and its CRM, besides those that joined; may be said again."
+        ),
+    ] = None,
     nrm: Annotated[
         str | None, typer.Option(metavar="NAME=ENDPOINT", help="The network manager, if there is one.")
     ] = None,
     socket: Socket = GRC,
     database: Store = None,
+    listen: Listen = None,
+    pki: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where its certificate is, to dial and to listen over the network. Default then: /etc/pki.",
+        ),
+    ] = None,
 ) -> None:
     """Be the coordinator: reserve at several sites and between them, all or nothing."""
     from virtgrid.grid.grc.desk import serve
+    from virtgrid.grid.grc.ledger import quotas_of
     from virtgrid.grid.grc.parties import parse_party
 
-    sites = dict(map(parse_party, crm))
+    sites = dict(map(parse_party, crm or []))
+    if len(sites) < len(crm or []):
+        raise UsageError("--crm: a site stands there twice", hint="each site has one CRM")
     network = None if nrm is None else parse_party(nrm)
+    loaded = load()
+    quotas = quotas_of(loaded.config.quota, loaded.path)
     _log()
     where = Endpoint.parse(socket)
     asyncio.run(
         serve(
             database=database or state_dir() / "grc.db",
+            pki=pki,
+            listen=None if listen is None else _in_network(listen),
+            quotas=quotas,
             sites=sites,
             network=network,
             where=where,

@@ -79,6 +79,12 @@ class RefusedError(VirtgridError):
     exit_status = 3
 
 
+class NotHeardError(RefusedError):
+    """The other side does not listen to us: our certificate, our rights or our clock. It did nothing."""
+
+    code = "VG-NOT-HEARD"
+
+
 class NotFoundError(VirtgridError):
     """No such domain, migration, lab or file."""
 
@@ -119,6 +125,12 @@ class PeerUnreachableError(VirtgridError):
 
     code = "VG-PEER-UNREACHABLE"
     exit_status = 8
+
+
+class NotAdmittedError(PeerUnreachableError):
+    """One side does not admit the other, for its certificate, rights or clock. Nothing was asked or done."""
+
+    code = "VG-NOT-ADMITTED"
 
 
 class DeadlineError(PeerUnreachableError):

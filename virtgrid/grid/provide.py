@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar
 
 from virtgrid.core.clock import Clock, SystemClock
-from virtgrid.core.errors import RefusedError, VirtgridError
+from virtgrid.core.errors import VirtgridError
+from virtgrid.grid.doors import Doors, Network, caller
 from virtgrid.grid.messages import coalloc
 from virtgrid.grid.messages.coalloc import (
     PROVIDER_PARAMS,
@@ -35,7 +36,8 @@ from virtgrid.grid.messages.coalloc import (
 from virtgrid.grid.messages.common import Model, parse
 from virtgrid.grid.store.database import Database
 from virtgrid.grid.store.promises import Promises, Stock
-from virtgrid.wire.endpoint import Endpoint, Listener, listen
+from virtgrid.wire.endpoint import Endpoint
+from virtgrid.wire.identity import Right
 from virtgrid.wire.line import Handler, Line
 from virtgrid.wire.message import no_such_method
 
@@ -118,15 +120,25 @@ class Stored:
 
 
 async def serve(
-    *, party: str, database: Path, stock: Stock, where: Endpoint, ready: Callable[[], None]
+    *,
+    party: str,
+    database: Path,
+    stock: Stock,
+    where: Endpoint,
+    ready: Callable[[], None],
+    network: Network | None = None,
+    told: frozenset[str] = frozenset(),
 ) -> None:
-    """An embedded provider until SIGTERM or SIGINT. Errors: RefusedError (file, socket)."""
+    """An embedded provider until SIGTERM or SIGINT. network, told: see ``Counter``.
+
+    Errors: RefusedError (file, socket, port).
+    """
     with Database(database) as opened:
         with opened.write() as connection:
             stock.prepare(connection)
         provider = Stored(party=party, database=opened, stock=stock, clock=SystemClock())
         try:
-            async with Counter(provider, where):
+            async with Counter(provider, where, network=network, told=told):
                 ready()
                 await told_to_end()
         finally:
@@ -142,42 +154,66 @@ async def told_to_end() -> None:
     await told.wait()
 
 
-def caller(line: Line) -> str:
-    """Who is at the other end, by the kernel's word. Errors: RefusedError when nobody vouches for it."""
-    uid = line.peer_uid()
-    if uid is None:
-        raise RefusedError("nobody vouches for who you are", hint="ask over a unix socket")
-    return f"uid:{uid}"
-
-
 def hearing(
-    models: Mapping[str, type[Model]], answer: Callable[[Model, str, str], Awaitable[Model | None]]
+    models: Mapping[str, type[Model]],
+    answer: Callable[[Model, str, str], Awaitable[Model | None]],
+    *,
+    who: Callable[[Line], str] = caller,
 ) -> Handler:
-    """A handler for methods whose parameters have models; ``answer`` gets them, the method and the caller."""
+    """A handler for methods whose parameters have models; ``answer`` gets them, the method and the caller.
+
+    What was begun is finished, whoever hangs up meanwhile: half an answer is one nobody knows of.
+    """
+    under_way: set[asyncio.Task[Model | None]] = set()
+
+    def over(task: asyncio.Task[Model | None]) -> None:
+        under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # who asked has been told, or has gone
 
     async def heard(line: Line, method: str, params: Mapping[str, Any]) -> Any:
         model = models.get(method)
         if model is None:
             raise no_such_method(method)
-        told = await answer(parse(model, method, params), method, caller(line))
+        asked = answer(parse(model, method, params), method, who(line))
+        task = asyncio.ensure_future(asked)
+        under_way.add(task)
+        task.add_done_callback(over)
+        told = await asyncio.shield(task)
         return {} if told is None else told.model_dump(mode="json")
 
     return heard
 
 
 class Counter:
-    """A provider that listens. A context manager; sweeps as long as it is there."""
+    """A provider that listens. A context manager; sweeps as long as it is there.
 
-    def __init__(self, provider: Provider, where: Endpoint, *, mode: int = 0o666) -> None:
-        self._provider, self._where, self._mode = provider, where, mode
-        self._listener: Listener | None = None
+    told: the coordinators it hears (``doors.told_of``), besides root's and our own user's on this host.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        where: Endpoint,
+        *,
+        mode: int = 0o666,
+        network: Network | None = None,
+        told: frozenset[str] = frozenset(),
+    ) -> None:
+        self._provider = provider
+        self.doors = Doors(
+            where,
+            network,
+            hearing(PROVIDER_PARAMS, self._answer),
+            name="a coordinator",
+            rights=dict.fromkeys(PROVIDER_PARAMS, Right(named=told)),
+            mode=mode,
+        )
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Counter:
         await self._provider.sweep()
-        self._listener = await listen(
-            self._where, hearing(PROVIDER_PARAMS, self._answer), name="a coordinator", mode=self._mode
-        )
+        await self.doors.__aenter__()
         self._sweeper = asyncio.create_task(self._sweep())
         return self
 
@@ -188,8 +224,7 @@ class Counter:
             self._sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeper
-        if self._listener is not None:
-            await self._listener.close()
+        await self.doors.__aexit__(kind, error, trace)
 
     async def _answer(self, asked: Model, method: str, owner: str) -> Model | None:
         match method, asked:

@@ -9,6 +9,7 @@ decided from the listener's table before its handler hears of it (``virtgrid.wir
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import os
 import re
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from virtgrid.core.errors import PeerUnreachableError, RefusedError, UsageError
+from virtgrid.core.errors import NotAdmittedError, PeerUnreachableError, RefusedError, UsageError
 from virtgrid.wire import skew
 from virtgrid.wire.identity import Identity, Rights, Role
 from virtgrid.wire.line import Handler, Line, LineLostError
@@ -44,6 +45,7 @@ class HostPort:
     port: int
 
 
+_LOOK: Final = "virtgrid pki show, here and there, says whose certificates are in use"
 VIRTGRIDD: Final = "unix:/run/virtgrid/host.sock"
 GRC: Final = "unix:/run/virtgrid/grc.sock"
 """Where virtgridd listens unless it is told otherwise."""
@@ -115,7 +117,8 @@ async def dial(
     """Connect. For TLS endpoints: tls, who we are, and expect, the role the other side must have, are needed
     there; site: of which it must be, if that matters.
 
-    Errors: PeerUnreachableError: nobody there, or TLS failed; RefusedError: the clocks do not agree.
+    Errors: PeerUnreachableError: nobody there, or TLS failed (NotAdmittedError: it is not who we mean, and
+    asking again changes nothing); RefusedError: the clocks do not agree.
     """
     if isinstance(where.place, HostPort):
         if tls is None or expect is None:
@@ -151,24 +154,31 @@ async def _open_tls(
     where: Endpoint, place: HostPort, handler: Handler, name: str, tls: Tls, deadline_s: float
 ) -> Line:
     try:
+        tls.require_own()
+    except RefusedError as error:
+        raise NotAdmittedError(f"{name} at {where} is not called: {error.what}", hint=error.hint) from error
+    try:
         async with asyncio.timeout(deadline_s):
             reader, writer = await asyncio.open_connection(
                 place.host, place.port, ssl=tls.client_context(), server_hostname=place.host
             )
     except TimeoutError as error:
         raise _late(name, where, deadline_s) from error
+    except ssl.SSLCertVerificationError as error:
+        raise NotAdmittedError(f"{name} at {where} is not spoken to: {reason(error)}", hint=_LOOK) from error
     except (ssl.SSLError, ConnectionResetError, ConnectionAbortedError) as error:
         raise PeerUnreachableError(f"{name} at {where} is not spoken to: {reason(error)}") from error
     except OSError as error:
         raise _absent(name, where, error) from error
     try:
-        who = tls.examine(peer_certificate(writer.get_extra_info("ssl_object"))).identity
+        shown = tls.examine(peer_certificate(writer.get_extra_info("ssl_object")))
     except RefusedError as error:
         writer.transport.abort()
-        raise PeerUnreachableError(
-            f"{name} at {where} is not spoken to: {error.what}", hint=error.hint
+        raise NotAdmittedError(
+            f"{name} at {where} is not spoken to: {error.what}", hint=error.hint or _LOOK
         ) from error
-    return Line(reader, writer, handler, name=name, clock=tls.clock, peer=who)
+    good = functools.partial(tls.require_good, shown)
+    return Line(reader, writer, handler, name=name, clock=tls.clock, peer=shown.identity, still_good=good)
 
 
 async def _require_peer(line: Line, where: Endpoint, role: Role, site: str | None, deadline_s: float) -> None:
@@ -177,8 +187,9 @@ async def _require_peer(line: Line, where: Endpoint, role: Role, site: str | Non
     assert isinstance(who, Identity)
     if who.role is not role or site not in (None, who.site):
         meant = f"no {role}" if site is None else f"no {role} of site {site}"
-        raise PeerUnreachableError(
-            f"{line.name} at {where} is not spoken to: {who} answers, which is {meant}"
+        raise NotAdmittedError(
+            f"{line.name} at {where} is not spoken to: {who} answers, which is {meant}",
+            hint="the address, or the certificate there, is another one's",
         )
     try:
         # Only now is it known that the other side takes our certificate: TLS 1.3 has the client finish first.

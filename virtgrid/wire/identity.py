@@ -100,15 +100,30 @@ def member(peer: Peer, *, site: str) -> Identity:
     return Identity(role=Role.USER, site=site, name=name)
 
 
+def called(peer: Peer, *, site: str | None = None) -> str:
+    """A peer in one word, to be written down: its identity, or ``uid:N`` of this host.
+
+    site: whose host this is, where that is known: then its users are members of that site (``member``), and
+    only root, who is nobody's member, goes by number.
+    """
+    if isinstance(peer, Identity):
+        return str(peer)
+    if site is None or peer.uid == 0:
+        return f"uid:{peer.uid}"
+    return str(member(peer, site=site))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Right:
-    """Who may ask a method. ours: roles of the service's own site; anybodys: roles of every site.
+    """Who may ask a method. ours: roles of the service's own site; anybodys: roles of every site; named:
+    these alone, as ``called`` calls them.
 
     Over a unix socket trusted users may ask everything, and others what a user or a pilot of the site may.
     """
 
     ours: frozenset[Role] = field(default_factory=frozenset)
     anybodys: frozenset[Role] = field(default_factory=frozenset)
+    named: frozenset[str] = field(default_factory=frozenset)
 
 
 Rights = Mapping[str, Right]
@@ -122,12 +137,28 @@ def authorise(peer: Peer, method: str, *, rights: Rights, site: str | None) -> N
     right = rights.get(method)
     if right is None:
         raise no_such_method(method)
+    if called(peer) in right.named:
+        return
     if isinstance(peer, LocalUser):
         if not peer.trusted and not _OF_USERS & (right.ours | right.anybodys):
-            raise RefusedError(f"{peer} may not ask {method}")
+            raise RefusedError(f"{peer} may not ask {method}", hint="root may, and who it was told of")
         return
     if peer.role in right.anybodys or (peer.role in right.ours and peer.site == site):
         return
+    if right.named:
+        raise RefusedError(
+            f"{peer} may not ask {method}: it is not among those this service was told of",
+            hint=f"it is when the service is started with --{peer.role} {peer}"
+            if peer.role is Role.GRC
+            else None,
+        )
     if peer.role in right.ours:
-        raise RefusedError(f"{peer} is of another site, and this is {site}: it may not ask {method} here")
-    raise RefusedError(f"{peer} may not ask {method}: a {peer.role} has no business with it")
+        raise RefusedError(
+            f"{peer} is of another site, and this is {site}: it may not ask {method} here",
+            hint=f"a {peer.role} of {site} may",
+        )
+    others = " or ".join(f"a {role}" for role in sorted(right.ours | right.anybodys))
+    raise RefusedError(
+        f"{peer} may not ask {method}: a {peer.role} has no business with it",
+        hint=f"{others or 'root'} may" + ("" if others else ", over the socket on its host"),
+    )

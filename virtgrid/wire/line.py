@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from virtgrid.core.clock import Clock, SystemClock
-from virtgrid.core.errors import DeadlineError, PeerUnreachableError, VirtgridError
+from virtgrid.core.errors import DeadlineError, PeerUnreachableError, RefusedError, VirtgridError
 from virtgrid.core.process import peer_credentials
 from virtgrid.wire import message
 from virtgrid.wire.identity import Identity, LocalUser, Peer
@@ -79,8 +79,11 @@ class Line:
         name: str,
         clock: Clock | None = None,
         peer: Identity | None = None,
+        still_good: Callable[[], None] | None = None,
     ) -> None:
+        """still_good: asked before every question of ours; its RefusedError ends the line."""
         self.name = name
+        self._still_good = still_good
         self._clock: Clock = clock or SystemClock()
         self._peer = peer
         self.lost: str | None = None
@@ -107,6 +110,7 @@ class Line:
         self, method: str, params: Mapping[str, Any] | None = None, *, deadline_s: float = CALL_DEADLINE_S
     ) -> Any:
         """Ask, and wait for the result. Errors: the other side's, LineLostError, DeadlineError."""
+        self._look_at_peer()
         number = next(self._numbers)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
@@ -137,6 +141,14 @@ class Line:
             except OSError as error:
                 self._end(f"the connection to {self.name} broke: {error.strerror or error}")
             self._require()
+
+    def _look_at_peer(self) -> None:
+        """A line outlives neither the certificate at its other end nor a revocation."""
+        if self._still_good is not None and self.lost is None:
+            try:
+                self._still_good()
+            except RefusedError as error:
+                self._end(error.what)
 
     def _require(self) -> None:
         if self.lost is not None:
@@ -188,7 +200,7 @@ class Line:
             async with asyncio.timeout(_FAREWELL_S):
                 await self._writer.wait_closed()
         except (TimeoutError, OSError):
-            self._writer.transport.abort()
+            self._abort()
 
     def hang_up(self, why: str) -> None:
         """The same without waiting: for handlers."""
@@ -207,10 +219,15 @@ class Line:
             if not future.done():
                 future.set_exception(LineLostError(f"the line to {self.name} is gone", cause=why))
         if at_once:
-            self._writer.transport.abort()
+            self._abort()
         else:
             self._writer.close()  # what was written still goes out
         self._ended.set()
+
+    def _abort(self) -> None:
+        # Python 3.11's TLS transport has let go of itself when it was closed twice, as after a reset.
+        with contextlib.suppress(AttributeError):
+            self._writer.transport.abort()
 
     @property
     def peer(self) -> Peer:
@@ -220,7 +237,7 @@ class Line:
         uid = self.peer_uid()
         if uid is None:
             return LocalUser(uid=-1, trusted=False)
-        return LocalUser(uid=uid, trusted=uid in (0, os.geteuid()), name=_account(uid))
+        return local_user(uid)
 
     def peer_uid(self) -> int | None:
         """The user at the other end of a unix socket, by the kernel's word; None for other sockets."""
@@ -315,6 +332,11 @@ class Line:
         except Exception:
             _log.exception("%s asked %s, and answering it failed", self.name, asked.method)
             return _refusal(asked.id, message.INTERNAL_ERROR, "answering failed; the log there says why")
+
+
+def local_user(uid: int) -> LocalUser:
+    """A user of this host, by number."""
+    return LocalUser(uid=uid, trusted=uid in (0, os.geteuid()), name=_account(uid))
 
 
 @functools.lru_cache(maxsize=256)

@@ -22,6 +22,8 @@ DEPTH_LIMIT: Final = 32
 """Objects and lists within each other. Python's own parser gives up at some 1,000 with a RecursionError."""
 _METHOD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,63}")
 _ID_LIMIT: Final = 64
+_TOLD_LIMIT: Final = 2000
+"""Characters of each text of an error: for a person, who reads no more, and is not to be buried."""
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -89,7 +91,7 @@ class RemoteError(VirtgridError):
     code = "VG-REMOTE"
 
     def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
+        super().__init__(fault.message[:_TOLD_LIMIT])
         self.fault = fault
 
 
@@ -114,8 +116,9 @@ def error_of(fault: Fault) -> VirtgridError:
     kind = _BY_CODE.get(str(data.get("error")))
     if kind is None:
         return RemoteError(fault)
-    texts = {key: str(data[key]) for key in ("where", "cause", "hint") if data.get(key) is not None}
-    return kind(fault.message, **texts)
+    told = {key: data[key] for key in ("where", "cause", "hint") if data.get(key) is not None}
+    texts = {key: str(value)[:_TOLD_LIMIT] for key, value in told.items()}
+    return kind(fault.message[:_TOLD_LIMIT], **texts)
 
 
 def encode(message: Message) -> bytes:

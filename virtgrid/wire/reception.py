@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from virtgrid.core.errors import RefusedError
+from virtgrid.core.errors import NotHeardError, RefusedError
 from virtgrid.wire import message, skew
 from virtgrid.wire.identity import Rights, authorise
 from virtgrid.wire.line import Handler, Line
@@ -26,6 +26,8 @@ HANDSHAKES_LIMIT: Final = 64
 an honest one takes milliseconds, so nobody keeps others out by being slow.
 """
 HANDSHAKE_DEADLINE_S: Final = 10.0
+EACH_LIMIT: Final = 32
+"""Lines that one caller may have over the network, so that nobody keeps the others out."""
 IDLE_S: Final = 20.0
 """A caller from the network that said nothing for so long is asked whether it is there."""
 _PING_DEADLINE_S: Final = 10.0
@@ -151,6 +153,8 @@ class Reception:
             return Line(reader, writer, self._guarded(None), name=caller)
         shown = manner.tls.examine(peer_certificate(writer.get_extra_info("ssl_object")))
         who = shown.identity
+        if sum(line.peer == who for line in self._lines) >= EACH_LIMIT:
+            raise RefusedError(f"{who} has {EACH_LIMIT} lines already", hint="hang up some of them")
         return Line(
             reader, writer, self._guarded(shown), name=f"{who} ({caller})", clock=manner.tls.clock, peer=who
         )
@@ -191,7 +195,7 @@ class Reception:
                     agreed = True
             except RefusedError as error:
                 self._complaints.say(f"{line.name} is refused {method}: {error.what}")
-                raise
+                raise NotHeardError(error.what, cause=error.cause, hint=error.hint) from error
             return await manner.handler(line, method, params)
 
         return heard

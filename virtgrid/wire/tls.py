@@ -83,6 +83,15 @@ class Tls:
         """Who we are."""
         return self._now().identity
 
+    def require_own(self) -> None:
+        """Whether our own certificate is good. Errors: RefusedError: nobody would let us in, nor say why."""
+        loaded = self._now()
+        if loaded.until <= self.clock.utc():
+            raise RefusedError(
+                f"our own certificate {self._files.certificate} was good until {loaded.until:%Y-%m-%d}",
+                hint=f"virtgrid pki request {loaded.identity.role} asks for another one",
+            )
+
     def server_context(self) -> ssl.SSLContext:
         return self._now().server
 

@@ -17,12 +17,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from virtgrid.core.clock import Clock
-from virtgrid.core.errors import NotFoundError, PeerUnreachableError, RefusedError, VirtgridError
+from virtgrid.core.errors import (
+    NotAdmittedError,
+    NotFoundError,
+    PeerUnreachableError,
+    RefusedError,
+    VirtgridError,
+)
 from virtgrid.grid.coalloc import coordinator as table
 from virtgrid.grid.coalloc import provider, windows
 from virtgrid.grid.coalloc.coordinator import Coordination, Event
 from virtgrid.grid.grc import place
-from virtgrid.grid.grc.parties import Transport
+from virtgrid.grid.grc.ledger import EVERYBODY, Ledger, Quotas
+from virtgrid.grid.grc.parties import Transport, said
 from virtgrid.grid.messages.coalloc import (
     FIT,
     OFFER,
@@ -34,6 +41,7 @@ from virtgrid.grid.messages.coalloc import (
     HoldAnswer,
     Line,
     Listed,
+    Nodes,
     Offer,
     Promise,
     ReservationState,
@@ -55,8 +63,12 @@ from virtgrid.wire.message import BadMessageError, RemoteError
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-EVERYBODY: Final = "uid:0"
-"""Root sees and ends every reservation; everybody else their own."""
+_AGAIN_MOST_S: Final = 1.0
+"""Between two HOLDs of the same to a party that cannot be reached."""
+_TIDY_EVERY_S: Final = 600.0
+_WHY_LIMIT: Final = 500
+SITES_LIMIT: Final = 256
+"""Sites one coordinator may know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +98,7 @@ class Coordinator:
     """A GRC. A context manager: takes up what it had under way, and drives it meanwhile.
 
     sites: the CRMs by the names of their sites. network: the NRM and its name, where there is one.
+    quotas: what each user may have at a time.
     """
 
     def __init__(
@@ -96,8 +109,10 @@ class Coordinator:
         network: tuple[str, Transport] | None,
         clock: Clock,
         timing: Timing | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self._reservations = Reservations(database)
+        self._ledger = Ledger(quotas or Quotas())
         self._sites = dict(sites)
         self._parties = {**sites, **({network[0]: network[1]} if network else {})}
         self._network = network[0] if network else None
@@ -107,8 +122,11 @@ class Coordinator:
         self._courses: dict[str, _Course] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store of the coordinator")
         self._sweeper: asyncio.Task[None] | None = None
+        self._tidied_s: float | None = None
 
     async def __aenter__(self) -> Coordinator:
+        for owner, wish in await self._store(self._reservations.open):
+            self._ledger.known(owner, wish)
         for id_ in await self._store(self._reservations.under_way):
             await self._happened(id_, Event.RESTARTED, "the coordinator was restarted before it decided")
         await self._end_what_is_over()
@@ -172,41 +190,54 @@ class Coordinator:
         """Everybody the coordinator knows, and what they offer for the next hour."""
         now_s = self._now_s()
         asked = AskOffer(window=Window(begins_at_s=now_s, ends_at_s=now_s + 3600), prefix=30)
-        offers = await asyncio.gather(*(self._offer(site, asked) for site in self._sites))
-        views = [
-            SiteView(party=site, kind="crm", problem=offer)
-            if isinstance(offer, str)
-            else SiteView(
-                party=site,
-                kind="crm",
-                nodes=offer.nodes,
-                nodes_free=offer.nodes_free,
-                advertised=offer.advertised,
-            )
-            for site, offer in zip(self._sites, offers, strict=True)
-        ]
+        names = list(self._sites)
+        offers = await asyncio.gather(*(self._offer(site, asked) for site in names))
+        views = [site_view(site, offer) for site, offer in zip(names, offers, strict=True)]
         if self._network is not None:
             problem = None
             try:
                 await self._parties[self._network].call("PING", {}, deadline_s=self._timing.ask_s)
             except VirtgridError as error:
-                problem = error.what
+                problem = said(error)
             views.append(SiteView(party=self._network, kind="nrm", problem=problem))
         return SiteList(sites=tuple(views))
+
+    def take_in(self, site: str, party: Transport) -> None:
+        """One more site."""
+        self.require_room(site)
+        self._sites[site] = self._parties[site] = party
+
+    def require_room(self, site: str) -> None:
+        """Whether a site of this name can be taken in. Errors: RefusedError."""
+        if site in self._parties:
+            raise RefusedError(f"there is a party '{site}' already", hint="virtgrid site list")
+        if len(self._sites) >= SITES_LIMIT:
+            raise RefusedError(f"this coordinator knows {SITES_LIMIT} sites, which is all it may")
+
+    def require_unused(self, site: str) -> None:
+        """Whether a site keeps nothing for us. Errors: RefusedError."""
+        if kept := self._ledger.at(site):
+            some = "1 open reservation has" if kept == 1 else f"{kept} open reservations have"
+            raise RefusedError(
+                f"{some} nodes of {site}",
+                hint="virtgrid reservation list; cancel them, or wait for their end",
+            )
+
+    async def let_go(self, site: str) -> None:
+        """One site less. A reservation that is just being asked for there is told that it is unknown."""
+        del self._sites[site]
+        await self._parties.pop(site).close()
 
     # -- a new reservation ---------------------------------------------------------------------
 
     async def _begin(self, wish: Reserve, owner: str) -> _Course:
         provider.require_window(wish.window, self._now_s())
-        unknown = [one.site for one in wish.sites if one.site not in self._sites]
-        if unknown:
-            raise RefusedError(
-                f"there is no site '{unknown[0]}'", hint=f"the sites are {', '.join(sorted(self._sites))}"
-            )
+        self._require_known(wish)
         if self._network is None and (wish.bandwidth_bytes_s is not None or wish.segment is not None):
             raise RefusedError(
                 "this coordinator has no network manager", hint="reserve without bandwidth and segment"
             )
+        self._ledger.require(owner, wish, now_s=self._now_s())
         wanted, without = await self._wanted(wish)
         now = table.begin([*wanted, *without])
         for party, why in without.items():
@@ -216,13 +247,25 @@ class Coordinator:
         new = Reservation(
             wish=wish, owner=owner, state=now.state, reason=now.reason, kept=KeptParties(parties=kept)
         ).moved(now)
+        self._require_known(wish)  # a site may have left meanwhile; from here on it cannot
+        charged = self._ledger.charge(owner, wish, now_s=self._now_s())
         try:
             await self._store(lambda: self._reservations.begin(new))
-        except RefusedError:  # the same words a moment ago, over another line
-            return await self._known(wish.id)
+        except BaseException as error:
+            if charged:
+                self._ledger.give_back(owner, wish.id)
+            if isinstance(error, RefusedError):  # the same words a moment ago, over another line
+                return await self._known(wish.id)
+            raise
         course = self._courses[wish.id] = _Course(new)
         self._drive(course)
         return course
+
+    def _require_known(self, wish: Reserve) -> None:
+        unknown = [one.site for one in wish.sites if one.site not in self._sites]
+        if unknown:
+            known = ", ".join(sorted(self._sites)) or "none yet: virtgrid site join"
+            raise RefusedError(f"there is no site '{unknown[0]}'", hint=f"the sites are {known}")
 
     async def _wanted(self, wish: Reserve) -> tuple[dict[str, Wanted], dict[str, str]]:
         """What each party is asked for; and of those that cannot be asked, why."""
@@ -254,10 +297,10 @@ class Coordinator:
 
     async def _offer(self, site: str, asked: AskOffer) -> Offer | str:
         try:
-            answer = await self._sites[site].call(OFFER, asked.model_dump(), deadline_s=self._timing.ask_s)
+            answer = await self._call(site, OFFER, asked.model_dump(), self._timing.ask_s)
             return parse(Offer, OFFER, answer)
         except (VirtgridError, BadMessageError) as error:
-            return str(error)
+            return said(error)
 
     # -- its course ----------------------------------------------------------------------------
 
@@ -302,17 +345,22 @@ class Coordinator:
         """The same question with the same key until it is answered or the time is up."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + self._timing.hold_s
-        why = ""
+        why, wait_s = "", self._timing.again_s
         while (left_s := until_s - loop.time()) > 0:
             try:
                 raw = await self._call(party, Command.HOLD, hold.model_dump(mode="json"), left_s)
                 answer = parse(HoldAnswer, Command.HOLD, raw)
+                require_sense(hold, answer)
+            except NotAdmittedError as error:
+                await self._refused(course, party, Command.HOLD, said(error))
+                return
             except (PeerUnreachableError, BadMessageError) as error:
-                why = str(error)
-                await asyncio.sleep(min(self._timing.again_s, max(0.0, until_s - loop.time())))
+                why = said(error)
+                await asyncio.sleep(min(wait_s, max(0.0, until_s - loop.time())))
+                wait_s = min(wait_s * 2, _AGAIN_MOST_S)
                 continue
             except VirtgridError as error:
-                await self._refused(course, party, Command.HOLD, error.what)
+                await self._refused(course, party, Command.HOLD, error.what[:_WHY_LIMIT])
                 return
             if answer.standing is not None:
                 held = {"grant": answer.standing.grant}
@@ -368,6 +416,8 @@ class Coordinator:
                 if moved.state is ReservationState.RELEASED:
                     moved = await self._with_nearest(moved)
                 await self._store(lambda: self._reservations.write(moved))
+                if moved.state in (ReservationState.RELEASED, ReservationState.OVER):
+                    self._ledger.give_back(moved.owner, moved.wish.id)
                 _log.info("reservation %s is %s: %s", moved.wish.id, moved.state, moved.reason)
             course.now = moved
             course.moved.set()
@@ -453,6 +503,9 @@ class Coordinator:
         for id_ in await self._store(lambda: self._reservations.ended(now_s)):
             await self._happened(id_, Event.ENDED, "its window has ended")
         await self._store(lambda: self._reservations.forget(now_s))
+        if self._tidied_s is None or self._clock.monotonic_s() - self._tidied_s >= _TIDY_EVERY_S:
+            self._tidied_s = self._clock.monotonic_s()
+            await self._store(self._reservations.forget_beyond)
 
     def _now_s(self) -> int:
         return int(self._clock.utc().timestamp())
@@ -460,3 +513,30 @@ class Coordinator:
     async def _store(self, work: Callable[[], T]) -> T:
         waiting: Awaitable[T] = asyncio.get_running_loop().run_in_executor(self._thread, work)
         return await waiting
+
+
+def require_sense(asked: Hold, answer: HoldAnswer) -> None:
+    """Whether what a party says it holds is what it was asked for: a promise of something else is none.
+
+    Errors: BadMessageError.
+    """
+    if (told := answer.standing) is None:
+        return
+    wanted, grant = asked.wanted, told.grant
+    if isinstance(wanted, Nodes):
+        right = (
+            len(grant.nodes) == len(set(grant.nodes)) == wanted.nodes and grant.addresses == wanted.addresses
+        )
+    else:
+        right = grant.segment is not None and wanted.segment in (None, grant.segment)
+    if not right or (told.key, told.window) != (asked.key, asked.window):
+        raise message.bad_parameters(Command.HOLD, "the answer promises something else than was asked for")
+
+
+def site_view(site: str, offer: Offer | str) -> SiteView:
+    """A site in a list: what it offers, or why it does not answer."""
+    if isinstance(offer, str):
+        return SiteView(party=site, kind="crm", problem=offer)
+    return SiteView(
+        party=site, kind="crm", nodes=offer.nodes, nodes_free=offer.nodes_free, advertised=offer.advertised
+    )

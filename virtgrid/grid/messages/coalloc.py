@@ -41,6 +41,8 @@ class Command(StrEnum):
 STATUS, FIT, OFFER = "STATUS", "FIT", "OFFER"
 #: What users say to a coordinator.
 RESERVE, SHOW, LIST, CANCEL, SITES = "RESERVE", "SHOW", "LIST", "CANCEL", "SITES"
+#: What its administrator says to a coordinator.
+JOIN, LEAVE = "JOIN", "LEAVE"
 
 
 # -- words ---------------------------------------------------------------------------------------
@@ -57,6 +59,7 @@ def _range(text: str) -> str:
 
 #: Addresses of one site, as CIDR; the nodes of a reservation get theirs from it.
 Range = Annotated[str, StringConstraints(max_length=18), AfterValidator(_range)]
+Count = Annotated[int, Field(ge=0, lt=1 << 32)]
 Seconds = Annotated[int, Field(ge=0, lt=1 << 40)]
 Rate = Annotated[int, Field(ge=1, le=10**12)]
 Party = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
@@ -248,9 +251,9 @@ class AskOffer(Model):
 class Offer(Model):
     """OFFER's answer, of a CRM. advertised: all its ranges; free: some that are free, at most 16."""
 
-    nodes: int
-    nodes_free: int
-    advertised: tuple[str, ...]
+    nodes: Count
+    nodes_free: Count
+    advertised: Annotated[tuple[Annotated[str, StringConstraints(max_length=18)], ...], Field(max_length=64)]
     free: Annotated[tuple[Range, ...], Field(max_length=16)]
 
 
@@ -369,7 +372,9 @@ class Listed(Model):
 
 
 class SiteView(Model):
-    """One party a coordinator knows, and what it offers now; problem: why it did not answer."""
+    """One party a coordinator knows, and what it offers now; problem: why it did not answer. at: where it
+    is; who: answers there, by certificate; joined: by JOIN, and not by how the coordinator was started.
+    """
 
     party: Party
     kind: Literal["crm", "nrm"]
@@ -377,6 +382,9 @@ class SiteView(Model):
     nodes_free: int | None = None
     advertised: tuple[str, ...] = ()
     problem: str | None = None
+    at: str = ""
+    who: str | None = None
+    joined: bool = False
 
 
 class SiteList(Model):
@@ -385,8 +393,21 @@ class SiteList(Model):
     sites: tuple[SiteView, ...]
 
 
+class Join(Model):
+    """JOIN: a site and where its CRM is. Answered with SiteView."""
+
+    site: Party
+    at: Annotated[str, StringConstraints(max_length=300)]
+
+
+class Leave(Model):
+    """LEAVE: of a site that joined."""
+
+    site: Party
+
+
 class Empty(Model):
-    """SITES takes nothing."""
+    """SITES takes nothing, and LEAVE answers nothing."""
 
 
 PROVIDER_PARAMS: Final[dict[str, type[Model]]] = {
@@ -404,3 +425,4 @@ COORDINATOR_PARAMS: Final[dict[str, type[Model]]] = {
     LIST: AskList,
     SITES: Empty,
 }
+ADMINISTRATOR_PARAMS: Final[dict[str, type[Model]]] = {JOIN: Join, LEAVE: Leave}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, delete, insert, select, text, update
 
 from virtgrid.core.errors import NotFoundError, RefusedError
 from virtgrid.grid.coalloc.coordinator import TABLE, Coordination, Party
@@ -27,11 +27,25 @@ from virtgrid.grid.store.schema import reservation
 LIST_LIMIT: Final = 500
 KEEP_S: Final = 30 * 86400
 """How long a reservation can be looked at after its window."""
+KEEP_OF_ONE: Final = 10_000
+"""Reservations of one user that can be looked at when nothing of them stands any more: one who asks for what
+nobody has, for a window in a thousand years, does not fill the disk.
+"""
 _LASTING: Final = (ReservationState.COMMITTING, ReservationState.RELEASING)
 """What must be on the disk before it is acted upon. A power failure that forgets a new reservation, or the
 end of one, leaves it undecided, or decided: the parties are asked again.
 """
 _UNSETTLED: Final = [state for state, row in TABLE.items() if row.events]
+
+
+_SETTLED: Final = ", ".join(f"'{state}'" for state, row in TABLE.items() if not row.events)
+_FORGET_BEYOND: Final = text(f"""
+    DELETE FROM reservation WHERE rowid IN (
+        SELECT row FROM (
+            SELECT rowid AS row, row_number() OVER (PARTITION BY owner ORDER BY rowid DESC) AS number
+            FROM reservation WHERE state IN ({_SETTLED}))
+        WHERE number > :of_one)
+""")  # noqa: S608 - our own words
 
 
 class Kept(Model):
@@ -147,6 +161,23 @@ class Reservations:
             chosen = select(reservation.c.id).where(reservation.c.state.in_(asking))
             return list(connection.execute(chosen).scalars())
 
+    def open(self) -> list[tuple[str, Reserve]]:
+        """Owner and words of all that may keep something."""
+        chosen = select(reservation.c.owner, reservation.c.wish).where(reservation.c.state.in_(_UNSETTLED))
+        with self._database.read() as connection:
+            rows = connection.execute(chosen).all()
+        return [(row.owner, Reserve.model_validate_json(row.wish)) for row in rows]
+
+    def owners(self) -> list[str]:
+        """Whoever has or had any."""
+        with self._database.read() as connection:
+            return list(connection.execute(select(reservation.c.owner).distinct()).scalars())
+
+    def hand_over(self, before: str, after: str) -> None:
+        """All of one owner's are another's: the same one, by another name."""
+        with self._database.write() as connection:
+            connection.execute(update(reservation).where(reservation.c.owner == before).values(owner=after))
+
     def ended(self, now_s: int, *, limit: int = 100) -> list[str]:
         """Those whose window has ended, and to which that still means something."""
         chosen = select(reservation.c.id).where(
@@ -160,6 +191,11 @@ class Reservations:
         old = (reservation.c.state.not_in(_UNSETTLED)) & (reservation.c.ends_at_s <= now_s - KEEP_S)
         with self._database.write() as connection:
             connection.execute(delete(reservation).where(old))
+
+    def forget_beyond(self, of_one: int = KEEP_OF_ONE) -> None:
+        """Of each user the oldest of those that mean nothing any more, beyond so many."""
+        with self._database.write() as connection:
+            connection.execute(_FORGET_BEYOND, {"of_one": of_one})
 
 
 def _columns(one: Reservation) -> Mapping[str, Any]:
