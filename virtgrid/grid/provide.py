@@ -105,6 +105,10 @@ class Stored:
     async def offer(self, asked: AskOffer) -> Offer:
         return await self._run(lambda: self._promises.offer(asked))
 
+    async def keeps(self, key: str) -> bool:
+        """Whether something is kept for a hold, whoever's it is."""
+        return await self._run(lambda: self._promises.keeps(key, now_s=self._now_s()))
+
     async def sweep(self) -> None:
         while await self._run(lambda: self._promises.sweep(self._now_s())):
             pass
@@ -154,11 +158,12 @@ async def told_to_end() -> None:
     await told.wait()
 
 
+Answer = Callable[[Model, str, str], Awaitable[Model | None]]
+"""Gets the parameters, the method and the caller."""
+
+
 def hearing(
-    models: Mapping[str, type[Model]],
-    answer: Callable[[Model, str, str], Awaitable[Model | None]],
-    *,
-    who: Callable[[Line], str] = caller,
+    models: Mapping[str, type[Model]], answer: Answer, *, who: Callable[[Line], str] = caller
 ) -> Handler:
     """A handler for methods whose parameters have models; ``answer`` gets them, the method and the caller.
 
@@ -189,6 +194,7 @@ class Counter:
     """A provider that listens. A context manager; sweeps as long as it is there.
 
     told: the coordinators it hears (``doors.told_of``), besides root's and our own user's on this host.
+    more: methods it has besides, with the models of their parameters, and who answers them.
     """
 
     def __init__(
@@ -199,14 +205,17 @@ class Counter:
         mode: int = 0o666,
         network: Network | None = None,
         told: frozenset[str] = frozenset(),
+        more: tuple[Mapping[str, type[Model]], Answer] | None = None,
     ) -> None:
         self._provider = provider
+        self._more, self._answer_more = more or ({}, self._answer)
+        models = {**PROVIDER_PARAMS, **self._more}
         self.doors = Doors(
             where,
             network,
-            hearing(PROVIDER_PARAMS, self._answer),
+            hearing(models, self._answer),
             name="a coordinator",
-            rights=dict.fromkeys(PROVIDER_PARAMS, Right(named=told)),
+            rights=dict.fromkeys(models, Right(named=told)),
             mode=mode,
         )
         self._sweeper: asyncio.Task[None] | None = None
@@ -241,6 +250,8 @@ class Counter:
                 return await self._provider.fit(asked)
             case coalloc.OFFER, AskOffer():
                 return await self._provider.offer(asked)
+        if method in self._more:
+            return await self._answer_more(asked, method, owner)
         raise no_such_method(method)
 
     async def _sweep(self) -> None:
