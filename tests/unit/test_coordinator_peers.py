@@ -430,10 +430,10 @@ async def test_what_was_reserved_before_there_was_a_certificate_stays_its_users(
 
 async def test_a_limit_holds_over_a_restart_and_is_told(tmp_path: Path) -> None:
     quotas = Quotas(everybodys=Limits(reservations=1, said="/x.toml"))
-    one = (SiteWish(site="alpha", nodes=1),)
+    one, window = (SiteWish(site="alpha", nodes=1),), soon()
 
     def asking(id_: str) -> Reserve:
-        return wish(id_, sites=one, bandwidth_bytes_s=None)
+        return wish(id_, sites=one, bandwidth_bytes_s=None, window=window)
 
     async with providers(tmp_path):
         for first in (True, False):

@@ -384,6 +384,21 @@ async def test_a_revoked_answerer_is_asked_nothing_more(grid: Grid) -> None:
         assert service.asked == 1
 
 
+async def test_a_line_whose_other_side_was_killed_is_closed_all_the_same(
+    grid: Grid, monkeypatch: Any
+) -> None:
+    async def reset() -> None:
+        raise ConnectionResetError
+
+    async with serving(grid.tls(CRM)) as (_, listener):
+        line = await dial(listener.where, nothing, name="the CRM", tls=grid.tls(GRC), expect=Role.CRM)
+        monkeypatch.setattr(line._writer, "wait_closed", reset)
+        line._writer.close()
+        line._writer.close()
+        await line.close()
+        assert line.lost
+
+
 async def test_one_caller_cannot_have_all_the_lines(grid: Grid, monkeypatch: Any) -> None:
     monkeypatch.setattr(reception, "EACH_LIMIT", 2)
     greedy, other = grid.tls(GRC), grid.tls("virtgrid://c/grc/grc")

@@ -200,7 +200,7 @@ class Line:
             async with asyncio.timeout(_FAREWELL_S):
                 await self._writer.wait_closed()
         except (TimeoutError, OSError):
-            self._writer.transport.abort()
+            self._abort()
 
     def hang_up(self, why: str) -> None:
         """The same without waiting: for handlers."""
@@ -219,10 +219,15 @@ class Line:
             if not future.done():
                 future.set_exception(LineLostError(f"the line to {self.name} is gone", cause=why))
         if at_once:
-            self._writer.transport.abort()
+            self._abort()
         else:
             self._writer.close()  # what was written still goes out
         self._ended.set()
+
+    def _abort(self) -> None:
+        # Python 3.11's TLS transport has let go of itself when it was closed twice, as after a reset.
+        with contextlib.suppress(AttributeError):
+            self._writer.transport.abort()
 
     @property
     def peer(self) -> Peer:
