@@ -19,11 +19,21 @@ from virtgrid.wire.endpoint import Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A time at which a node is somebody else's, whom the CRM's own table does not know; why: whose."""
+
+    begins_at_s: int
+    ends_at_s: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A node there is. problem: why nothing can run on it now; None: it can."""
+    """A node there is. problem: why nothing can run on it now; None: it can. taken: in no order."""
 
     name: str
     problem: str | None = None
+    taken: tuple[Taken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
