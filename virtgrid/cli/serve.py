@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 
 from virtgrid.cli.output import run
-from virtgrid.core.errors import RefusedError
+from virtgrid.core.errors import RefusedError, UsageError
 from virtgrid.core.journal import state_dir
-from virtgrid.core.units import parse_duration
+from virtgrid.core.units import parse_duration, parse_size
 from virtgrid.wire.endpoint import GRC, VIRTGRIDD, Endpoint
 from virtgrid.wire.pki.places import SYSTEM, Places
-from virtgrid.wire.seal import read_public_key
+from virtgrid.wire.seal import read_private_key, read_public_key
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -128,29 +128,85 @@ def crm(
         list[str],
         typer.Option(metavar="RANGE", help="Advertised for nodes: 10.77.1.0/24; may be said again."),
     ],
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Signs its pilots' tickets. Without: it promises, and runs no jobs."
+        ),
+    ] = None,
+    pilots: Annotated[
+        str, typer.Option(metavar="ENDPOINT", help="Where its pilots dial in.")
+    ] = "unix:/run/virtgrid/pilots.sock",
+    account: Annotated[
+        list[str] | None,
+        typer.Option(metavar="USER=ACCOUNT", help="A user who is called otherwise here; may be said again."),
+    ] = None,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Of each sandbox.")] = "512MiB",
+    host_socket: Annotated[
+        str, typer.Option("--host", metavar="ENDPOINT", help="Where pilots find virtgridd.")
+    ] = VIRTGRIDD,
     socket: Socket = "unix:/run/virtgrid/crm.sock",
     database: Store = None,
 ) -> None:
-    """Be the compute manager of a site: promise its nodes and addresses to coordinators."""
-    from virtgrid.grid.crm.stock import SiteStock
+    """Be the compute manager of a site: promise its nodes and addresses, and run jobs on them.
+
+    The nodes are places for sandboxes on this very host, and pilots ordinary processes of their user.
+    """
     from virtgrid.grid.messages.coalloc import Party
     from virtgrid.grid.messages.common import HostName, require
-    from virtgrid.grid.provide import serve
 
     require(Party, "--site", site)
     for name in node:
         require(HostName, "--node", name)
     _log()
-    where = Endpoint.parse(socket)
-    asyncio.run(
-        serve(
+    where, file = Endpoint.parse(socket), database or state_dir() / f"crm-{site}.db"
+
+    def ready() -> None:
+        logging.info("ready at %s", where)
+
+    if key is None:
+        from virtgrid.grid import provide
+        from virtgrid.grid.crm.stock import SiteStock
+
+        stock = SiteStock(nodes=node, ranges=addresses)
+        asyncio.run(provide.serve(party=site, database=file, stock=stock, where=where, ready=ready))
+        return
+    from virtgrid.grid.crm.crew import Terms
+    from virtgrid.grid.crm.embedded import Embedded
+    from virtgrid.grid.crm.site import serve
+    from virtgrid.grid.messages import ticket as tickets
+    from virtgrid.wire.identity import Role
+    from virtgrid.wire.tls import Tls
+
+    signing, dialled = read_private_key(key), Endpoint.parse(pilots)
+    tls = None
+    if dialled.is_network:
+        tls = Tls(Places(SYSTEM).files(Role.CRM), pilots=tickets.issuer(signing, site).certificate)
+    terms = Terms(site=site, key=signing, crm=dialled, memory_bytes=parse_size(memory), processes=4096)
+    accounts = dict(_account(text) for text in account or [])
+
+    async def main() -> None:
+        await serve(
             party=site,
-            database=database or state_dir() / f"crm-{site}.db",
-            stock=SiteStock(nodes=node, ranges=addresses),
+            database=file,
+            backend=Embedded(nodes=node, host=Endpoint.parse(host_socket)),
+            ranges=addresses,
+            terms=terms,
+            directory=file.with_suffix(""),
+            accounts=accounts,
+            tls=tls,
             where=where,
-            ready=lambda: logging.info("ready at %s", where),
+            ready=ready,
         )
-    )
+
+    asyncio.run(main())
+
+
+def _account(text: str) -> tuple[str, str]:
+    user, found, account = text.partition("=")
+    if not found or not user or not account:
+        raise UsageError(f"--account: '{text[:80]}' is not USER=ACCOUNT", hint="ann=guest07, for instance")
+    return user, account
 
 
 @app.command()
@@ -212,6 +268,7 @@ def grc(
     asyncio.run(
         serve(
             database=database or state_dir() / "grc.db",
+            journals=(database or state_dir() / "grc.db").with_suffix("") / "jobs",
             sites=sites,
             network=network,
             where=where,

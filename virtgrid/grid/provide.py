@@ -103,6 +103,10 @@ class Stored:
     async def offer(self, asked: AskOffer) -> Offer:
         return await self._run(lambda: self._promises.offer(asked))
 
+    async def keeps(self, key: str) -> bool:
+        """Whether something is kept for a hold, whoever's it is."""
+        return await self._run(lambda: self._promises.keeps(key, now_s=self._now_s()))
+
     async def sweep(self) -> None:
         while await self._run(lambda: self._promises.sweep(self._now_s())):
             pass
@@ -150,9 +154,11 @@ def caller(line: Line) -> str:
     return f"uid:{uid}"
 
 
-def hearing(
-    models: Mapping[str, type[Model]], answer: Callable[[Model, str, str], Awaitable[Model | None]]
-) -> Handler:
+Answer = Callable[[Model, str, str], Awaitable[Model | None]]
+"""Gets the parameters, the method and the caller."""
+
+
+def hearing(models: Mapping[str, type[Model]], answer: Answer) -> Handler:
     """A handler for methods whose parameters have models; ``answer`` gets them, the method and the caller."""
 
     async def heard(line: Line, method: str, params: Mapping[str, Any]) -> Any:
@@ -166,17 +172,31 @@ def hearing(
 
 
 class Counter:
-    """A provider that listens. A context manager; sweeps as long as it is there."""
+    """A provider that listens. A context manager; sweeps as long as it is there.
 
-    def __init__(self, provider: Provider, where: Endpoint, *, mode: int = 0o666) -> None:
+    more: methods it has besides, with the models of their parameters, and who answers them.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        where: Endpoint,
+        *,
+        mode: int = 0o666,
+        more: tuple[Mapping[str, type[Model]], Answer] | None = None,
+    ) -> None:
         self._provider, self._where, self._mode = provider, where, mode
+        self._more, self._answer_more = more or ({}, self._answer)
         self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Counter:
         await self._provider.sweep()
         self._listener = await listen(
-            self._where, hearing(PROVIDER_PARAMS, self._answer), name="a coordinator", mode=self._mode
+            self._where,
+            hearing({**PROVIDER_PARAMS, **self._more}, self._answer),
+            name="a coordinator",
+            mode=self._mode,
         )
         self._sweeper = asyncio.create_task(self._sweep())
         return self
@@ -206,6 +226,8 @@ class Counter:
                 return await self._provider.fit(asked)
             case coalloc.OFFER, AskOffer():
                 return await self._provider.offer(asked)
+        if method in self._more:
+            return await self._answer_more(asked, method, owner)
         raise no_such_method(method)
 
     async def _sweep(self) -> None:

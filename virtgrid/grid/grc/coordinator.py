@@ -125,6 +125,35 @@ class Coordinator:
             await party.close()
         self._thread.shutdown()
 
+    # -- what jobs ask -------------------------------------------------------------------------
+
+    @property
+    def network(self) -> str | None:
+        """The name of the network manager."""
+        return self._network
+
+    async def holds(self, id_: str) -> dict[str, str]:
+        """The keys of a reservation's holds, by party. Errors: NotFoundError."""
+        parties = (await self._known(id_)).now.kept.parties
+        return {name: one.hold.key for name, one in parties.items() if one.hold is not None}
+
+    async def ask(self, party: str, method: str, params: Mapping[str, Any], *, deadline_s: float) -> Any:
+        """Say something to a party. Errors: its own; PeerUnreachableError: not known whether it was done."""
+        return await self._call(party, method, params, deadline_s)
+
+    def check(self, wish: Reserve) -> None:
+        """Errors: RefusedError: a reservation that cannot be, whoever is asked."""
+        provider.require_window(wish.window, self._now_s())
+        unknown = [one.site for one in wish.sites if one.site not in self._sites]
+        if unknown:
+            raise RefusedError(
+                f"there is no site '{unknown[0]}'", hint=f"the sites are {', '.join(sorted(self._sites))}"
+            )
+        if self._network is None and (wish.bandwidth_bytes_s is not None or wish.segment is not None):
+            raise RefusedError(
+                "this coordinator has no network manager", hint="reserve without bandwidth and segment"
+            )
+
     # -- what users ask ------------------------------------------------------------------------
 
     async def reserve(self, wish: Reserve, *, owner: str) -> View:
@@ -197,16 +226,7 @@ class Coordinator:
     # -- a new reservation ---------------------------------------------------------------------
 
     async def _begin(self, wish: Reserve, owner: str) -> _Course:
-        provider.require_window(wish.window, self._now_s())
-        unknown = [one.site for one in wish.sites if one.site not in self._sites]
-        if unknown:
-            raise RefusedError(
-                f"there is no site '{unknown[0]}'", hint=f"the sites are {', '.join(sorted(self._sites))}"
-            )
-        if self._network is None and (wish.bandwidth_bytes_s is not None or wish.segment is not None):
-            raise RefusedError(
-                "this coordinator has no network manager", hint="reserve without bandwidth and segment"
-            )
+        self.check(wish)
         wanted, without = await self._wanted(wish)
         now = table.begin([*wanted, *without])
         for party, why in without.items():
