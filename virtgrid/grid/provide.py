@@ -81,12 +81,14 @@ class Stored:
 
     def __init__(self, *, party: str, database: Database, stock: Stock, clock: Clock) -> None:
         self.party = party
-        self._promises = Promises(database, party, stock)
+        self._database, self._promises = database, Promises(database, party, stock)
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"store of {party}")
 
-    async def hold(self, asked: Hold, *, owner: str) -> HoldAnswer:
-        return await self._run(lambda: self._promises.hold(asked, owner=owner, now_s=self._now_s()))
+    async def hold(self, asked: Hold, *, owner: str, stock: Stock | None = None) -> HoldAnswer:
+        """stock: as it is at this moment, where that changes. The same for ``fit`` and ``offer``."""
+        promises = self._of(stock)
+        return await self._run(lambda: promises.hold(asked, owner=owner, now_s=self._now_s()))
 
     async def commit(self, key: str, *, owner: str) -> Standing:
         return await self._run(lambda: self._promises.commit(key, owner=owner, now_s=self._now_s()))
@@ -97,11 +99,20 @@ class Stored:
     async def status(self, key: str, *, owner: str) -> Standing:
         return await self._run(lambda: self._promises.status(key, owner=owner, now_s=self._now_s()))
 
-    async def fit(self, asked: AskFit) -> Fit:
-        return await self._run(lambda: self._promises.fit(asked, now_s=self._now_s()))
+    async def fit(self, asked: AskFit, *, stock: Stock | None = None) -> Fit:
+        promises = self._of(stock)
+        return await self._run(lambda: promises.fit(asked, now_s=self._now_s()))
 
-    async def offer(self, asked: AskOffer) -> Offer:
-        return await self._run(lambda: self._promises.offer(asked))
+    async def offer(self, asked: AskOffer, *, stock: Stock | None = None) -> Offer:
+        promises = self._of(stock)
+        return await self._run(lambda: promises.offer(asked))
+
+    def _of(self, stock: Stock | None) -> Promises:
+        return self._promises if stock is None else Promises(self._database, self.party, stock)
+
+    async def standing(self) -> list[Standing]:
+        """All holds that keep something."""
+        return await self._run(lambda: self._promises.standing(self._now_s()))
 
     async def keeps(self, key: str) -> bool:
         """Whether something is kept for a hold, whoever's it is."""

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from virtgrid.core.clock import Clock, SystemClock
 from virtgrid.core.errors import DeadlineError, PeerUnreachableError, RefusedError
 from virtgrid.grid.crm.backend import Node, NodesPromised, PilotOrder, PilotUsage, Taken
 from virtgrid.grid.crm.slurm import words
@@ -30,8 +31,8 @@ from virtgrid.wire.endpoint import Endpoint
 DIRECTORY: Final = Path("/var/spool/virtgrid/pilots")
 GUARD_S: Final = 60
 """So much longer than its window is a reservation: time for pilots to clear up before Slurm ends them."""
-END_S: Final = 120.0
-"""How long jobs may take to end; Slurm's KillWait is 30 s by default, and an epilog comes after it."""
+END_S: Final = 20.0
+"""How long ``withdraw`` waits for jobs to end before it is to be said again; what was asked for goes on."""
 VIRTGRID: Final = (sys.executable, "-m", "virtgrid.cli.main")
 _TICKET: Final = "ticket"
 _FOR_EVER_S: Final = 1 << 39
@@ -58,12 +59,14 @@ class SlurmBackend:
         guard_s: int = GUARD_S,
         partition: str | None = None,
         program: Sequence[str] = VIRTGRID,
+        clock: Clock | None = None,
     ) -> None:
         """Errors: RefusedError."""
         if len(set(nodes)) != len(nodes):
             raise RefusedError("a node stands there twice")
-        self._site, self._nodes, self._host = site, tuple(nodes), host
-        self._slurm, self._directory, self._guard_s = slurm or Slurm(), directory, guard_s
+        self.names, self.guard_s = tuple(nodes), guard_s
+        self._site, self._host = site, host
+        self._slurm, self._directory, self._clock = slurm or Slurm(), directory, clock or SystemClock()
         self._partition, self._program = partition, tuple(program)
         self._us = pwd.getpwuid(os.geteuid()).pw_name
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -79,7 +82,7 @@ class SlurmBackend:
 
     async def nodes(self) -> tuple[Node, ...]:
         states, reservations, allocations = await asyncio.gather(
-            self._states(self._nodes), self._reservations(), self._allocations()
+            self._states(self.names), self._reservations(), self._allocations()
         )
         others = [one for one in reservations if words.hold_of(self._site, one.name) is None]
         return tuple(
@@ -88,7 +91,7 @@ class SlurmBackend:
                 problem=_problem(states, name),
                 taken=tuple(_taken(name, others, [one for one in allocations if not self._ours(one)])),
             )
-            for name in self._nodes
+            for name in self.names
         )
 
     def _ours(self, allocation: Allocation) -> bool:
@@ -98,23 +101,23 @@ class SlurmBackend:
 
     async def promise(self, what: NodesPromised) -> None:
         """Said again for what stands already it looks at the nodes again."""
-        now_s = int(time.time())
-        if strange := sorted(set(what.nodes) - set(self._nodes)):
+        now_s = self._now_s()
+        if strange := sorted(set(what.nodes) - set(self.names)):
             raise RefusedError(f"there is no node {strange[0]}")
         if what.window.ends_at_s <= now_s:
             return
         async with self._turn(what.hold):
             states, reservations = await asyncio.gather(self._states(what.nodes), self._reservations())
             _require_fit(states, what.nodes)
-            name = words.reservation_name(self._site, what.hold)
-            standing = next((one for one in reservations if one.name == name), None)
-            if standing is not None:
-                if standing.covers(what.nodes, what.window, now_s):
-                    return
-                await self._slurm.ask(words.delete(name))
-            await self._create(name, what, now_s)
+            await self._reserve(what, reservations, now_s)
 
-    async def _create(self, name: str, what: NodesPromised, now_s: int) -> None:
+    async def _reserve(self, what: NodesPromised, there: Iterable[Reservation], now_s: int) -> None:
+        name = words.reservation_name(self._site, what.hold)
+        standing = next((one for one in there if one.name == name), None)
+        if standing is not None:
+            if standing.covers(what.nodes, what.window, now_s):
+                return
+            await self._slurm.ask(words.delete(name))
         try:
             await self._slurm.ask(
                 words.create(
@@ -122,7 +125,7 @@ class SlurmBackend:
                     what.nodes,
                     # Slurm takes none that began more than ten minutes ago.
                     begins_at_s=max(what.window.begins_at_s, now_s - 60),
-                    ends_at_s=what.window.ends_at_s + self._guard_s,
+                    ends_at_s=what.window.ends_at_s + self.guard_s,
                     users=[self._us],
                 )
             )
@@ -132,6 +135,20 @@ class SlurmBackend:
                 if one.name == name and one.covers(what.nodes, what.window, now_s):
                     return
             raise
+
+    async def restore(self, promised: Sequence[NodesPromised]) -> Mapping[str, str]:
+        """slurmctld answers before it writes down: killed within a moment of it, it forgets."""
+        now_s = self._now_s()
+        there = await self._reservations()
+        lost = {}
+        for what in promised:
+            if what.window.ends_at_s > now_s:
+                try:
+                    async with self._turn(what.hold):
+                        await self._reserve(what, there, now_s)
+                except RefusedError as error:
+                    lost[what.hold] = f"the nodes of reservation {what.reservation} are lost: {error.what}"
+        return lost
 
     async def withdraw(self, hold: str) -> None:
         async with self._turn(hold):
@@ -199,7 +216,7 @@ class SlurmBackend:
             *self._program, "serve", "node", "--crm", str(order.crm), "--ticket", str(place / _TICKET),
             "--directory", str(place / "record"), "--host", str(self._host),
         ]  # fmt: skip
-        left_s = order.window.ends_at_s + self._guard_s - int(time.time())
+        left_s = order.window.ends_at_s + self.guard_s - self._now_s()
         await self._slurm.submit(
             words.submit(
                 name=self._job_name(order),
@@ -243,7 +260,7 @@ class SlurmBackend:
     async def usage(self, hold: str) -> tuple[PilotUsage, ...]:
         """Slurm remembers jobs that are over for its MinJobAge, 5 minutes by default."""
         elapsed_s: dict[str, int] = {}
-        now_s = int(time.time())
+        now_s = self._now_s()
         for job in await self._jobs(hold, ended=True):
             if job.began_s is not None:
                 until_s = now_s if job.active or job.ended_s is None else job.ended_s
@@ -252,6 +269,9 @@ class SlurmBackend:
         return tuple(PilotUsage(sandbox=name, elapsed_s=float(used)) for name, used in elapsed_s.items())
 
     # ------------------------------------------------------------------------------------------
+
+    def _now_s(self) -> int:
+        return int(self._clock.utc().timestamp())
 
     def _turn(self, hold: str) -> asyncio.Lock:
         """One thing after the other for each hold."""
@@ -305,7 +325,7 @@ class SlurmBackend:
         return next((one for one in await self._reservations() if one.name == name), None)
 
     async def _allocations(self) -> list[Allocation]:
-        return words.read_allocations(await self._slurm.ask(words.ask_allocations(self._nodes)))
+        return words.read_allocations(await self._slurm.ask(words.ask_allocations(self.names)))
 
     async def _states(self, nodes: Iterable[str]) -> dict[str, NodeState]:
         return words.read_nodes(await self._slurm.ask(words.ask_nodes(nodes)))
