@@ -62,9 +62,9 @@ def new_name() -> str:
 
 @asynccontextmanager
 async def site(
-    directory: Path, cluster: Cluster, *, clock: FakeClock, name: str | None = None
+    directory: Path, cluster: Cluster, *, clock: FakeClock, name: str | None = None, ends: bool = True
 ) -> AsyncIterator[Made]:
-    """Two nodes and 10.1.0.0/29. What it has reserved at Slurm is gone afterwards."""
+    """Two nodes and 10.1.0.0/29. ends: what it has reserved at Slurm is gone afterwards."""
     name = name or new_name()
     behind = backend(name, cluster, clock=clock)
     async with AsyncExitStack() as stack:
@@ -88,5 +88,6 @@ async def site(
             clock=clock,
         )
         yield Made(name, await stack.enter_async_context(made), behind, clock, cluster)
-        for hold in await behind.holds():
-            await behind.withdraw(hold)
+        if ends:
+            for hold in await behind.holds():
+                await behind.withdraw(hold)

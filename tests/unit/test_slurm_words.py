@@ -181,9 +181,14 @@ async def test_a_program_that_is_not_there_is_named() -> None:
 
 async def test_the_environment_of_who_asks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQUEUE_FORMAT", "%j")
-    told = await Slurm(Path("/c"), answer_s=30).ask(_python("import os; print(sorted(os.environ))"))
+    told = await Slurm(Path(__file__), answer_s=30).ask(_python("import os; print(sorted(os.environ))"))
     assert "SQUEUE_FORMAT" not in told
     assert "SLURM_CONF" in told
+
+
+def test_a_configuration_that_is_not_there_is_refused_at_once() -> None:
+    with pytest.raises(RefusedError, match=r"there is no /no/slurm.conf"):
+        Slurm(Path("/no/slurm.conf"))
 
 
 async def test_many_at_once_wait_for_their_turn() -> None:

@@ -111,7 +111,7 @@ class Cluster:
             self._start_munged()
             for name in (CONTROLLER, *self.nodes):
                 self.start(name)
-            self._until(lambda: self.states() == dict.fromkeys(self.nodes, "idle"), "its nodes are not idle")
+            self.wait_idle()
         except BaseException:
             self.close()
             raise
@@ -135,6 +135,7 @@ class Cluster:
             self._keeper.stdin.close()
         self._keeper.wait(_END_S)
         for daemon in self._daemons.values():
+            daemon.kill()
             daemon.wait(_END_S)
         for held in self._ports:
             held.close()
@@ -156,15 +157,27 @@ class Cluster:
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
         """It takes calls and answers none for as long as this lasts."""
-        processes.send(self._pid(name), signal.SIGSTOP)
+        pid = self._pid(name)
+        processes.send(pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            processes.send(self._pid(name), signal.SIGCONT)
+            processes.send(pid, signal.SIGCONT)
+            # nsenter stops itself with what it waits for.
+            self._daemons[name].send_signal(signal.SIGCONT)
 
     def wait_answering(self) -> None:
         """Until slurmctld answers. Errors: DeadlineError."""
         self._until(lambda: self.say("scontrol", "ping").returncode == 0, "slurmctld does not answer")
+
+    def wait_idle(self) -> None:
+        """Until all nodes wait for work. Errors: DeadlineError."""
+        self._until(lambda: self.states() == dict.fromkeys(self.nodes, "idle"), "its nodes are not idle")
+
+    def wait_job(self, job: str, state: str) -> None:
+        """Until a job is in a state. Errors: DeadlineError."""
+        words = ("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
+        self._until(lambda: self.say(*words).stdout.strip() == state, f"job {job} is not {state}")
 
     def _pid(self, name: str) -> int:
         """Of the daemon itself; what was started is nsenter, which waits for it."""

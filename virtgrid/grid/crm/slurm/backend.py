@@ -75,6 +75,11 @@ class SlurmBackend:
         except OSError as error:
             raise RefusedError(f"{directory} cannot be used for pilots", cause=error.strerror) from error
 
+    async def require_nodes(self) -> None:
+        """Errors: RefusedError for a node that Slurm does not have."""
+        for name in sorted(set(self.names) - (await self._states(self.names)).keys()):
+            raise RefusedError(f"Slurm has no node {name}", hint="sinfo --Node lists those it has")
+
     async def close(self) -> None:
         """For the end of the CRM: reservations stand, pilots go on."""
 

@@ -38,10 +38,13 @@ class Slurm:
     """The programs of one Slurm. configuration: its slurm.conf; None: where Slurm's own programs look."""
 
     def __init__(self, configuration: Path | None = None, *, answer_s: float = ANSWER_S) -> None:
+        """Errors: RefusedError; Slurm's own programs would wait a minute for a file that is not there."""
+        if configuration is not None and not configuration.is_file():
+            raise RefusedError(f"there is no {configuration}", hint="slurm.conf of the Slurm to use")
         self._environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             # Nothing else: SQUEUE_FORMAT, SBATCH_… and their like would change what is asked and answered.
-            **({"SLURM_CONF": str(configuration)} if configuration else {}),
+            **({"SLURM_CONF": str(configuration.absolute())} if configuration else {}),
         }
         self._answer_s = answer_s
         self._room = asyncio.Semaphore(_AT_ONCE)
