@@ -33,7 +33,7 @@ async def made(slurm: Cluster, tmp_path: Path) -> AsyncIterator[Made]:
 
 @pytest.fixture
 def mended(slurm: Cluster) -> Iterator[Cluster]:
-    """For a test that breaks something: mended afterwards."""
+    """For a test that breaks something: mended afterwards. Asked for before ``made``, which ends first."""
     yield slurm
     for node in slurm.nodes:
         slurm.say("scontrol", "update", f"NodeName={node}", "State=RESUME")
@@ -68,7 +68,7 @@ async def refusal(made: Made, hold: Hold) -> str:
 
 
 async def test_a_node_that_is_away_is_not_promised_and_the_refusal_says_why(
-    made: Made, mended: Cluster
+    mended: Cluster, made: Made
 ) -> None:
     mended.say("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=disk | broken", check=True)
     assert await grant(made, asked(made, nodes=1)) == ("n2",)
@@ -79,7 +79,7 @@ async def test_a_node_that_is_away_is_not_promised_and_the_refusal_says_why(
     assert (offer.nodes, offer.nodes_free) == (2, 1)
 
 
-async def test_a_node_that_goes_between_hold_and_commit_is_not_promised(made: Made, mended: Cluster) -> None:
+async def test_a_node_that_goes_between_hold_and_commit_is_not_promised(mended: Cluster, made: Made) -> None:
     (node,) = await grant(made, asked(made))
     mended.say("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=burnt", check=True)
     with pytest.raises(RefusedError, match=f"cannot be had any more: node {node}: is down: burnt"):
@@ -89,7 +89,7 @@ async def test_a_node_that_goes_between_hold_and_commit_is_not_promised(made: Ma
     assert made.reservations() == []
 
 
-async def test_a_node_that_goes_after_the_promise_takes_nothing_back(made: Made, mended: Cluster) -> None:
+async def test_a_node_that_goes_after_the_promise_takes_nothing_back(mended: Cluster, made: Made) -> None:
     (node,) = await grant(made, asked(made))
     await made.site.commit("key-0001", owner=ME)
     mended.say("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=burnt", check=True)
@@ -189,7 +189,7 @@ async def test_what_slurm_forgets_is_reserved_again(made: Made, slurm: Cluster) 
 
 
 async def test_a_controller_that_is_killed_between_hold_and_commit_delays_and_loses_nothing(
-    made: Made, mended: Cluster
+    mended: Cluster, made: Made
 ) -> None:
     await grant(made, asked(made, nodes=2))
     mended.kill(CONTROLLER)
@@ -270,7 +270,7 @@ async def test_only_the_account_of_the_hold_gets_in_and_only_it_reads_the_ticket
     assert (ticket.stat().st_mode & 0o777, ticket.owner()) == (0o600, "nobody")
 
 
-async def test_a_pilot_is_not_started_on_a_node_that_went_away(made: Made, mended: Cluster) -> None:
+async def test_a_pilot_is_not_started_on_a_node_that_went_away(mended: Cluster, made: Made) -> None:
     hold = asked(made, begins_s=0)
     await grant(made, hold)
     mended.say("scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=burnt", check=True)
