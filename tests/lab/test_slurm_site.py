@@ -188,14 +188,34 @@ async def test_what_slurm_forgets_is_reserved_again(made: Made, slurm: Cluster) 
     assert made.reservations() == [name]
 
 
-async def test_a_controller_that_is_killed_between_hold_and_commit_delays_and_loses_nothing(
-    mended: Cluster, made: Made
+async def test_a_reservation_that_came_back_from_the_dead_is_not_in_the_way(
+    made: Made, slurm: Cluster
 ) -> None:
+    """A slurmctld that is killed also forgets what it withdrew a moment ago."""
+    hold = asked(made, nodes=2)
+    await grant(made, hold)
+    await made.backend.withdraw(hold.key)
+    dead = NodesPromised(hold="key-dead", reservation="r0", nodes=("n1", "n2"), window=hold.window)
+    await made.backend.promise(dead)
+    assert (await made.site.commit(hold.key, owner=ME)).state is HoldState.COMMITTED
+    assert made.reservations() == [f"vg_{made.name}_{hold.key}"]
+
+
+async def test_a_controller_that_is_killed_between_hold_and_commit_delays_and_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    # Of its own: reservations of other tests would come back from the dead.
+    with Cluster(["n1", "n2"]) as cluster:
+        async with slurm_parts.site(tmp_path, cluster, clock=FakeClock(datetime.now(UTC))) as made:
+            await _killed_between_hold_and_commit(made, cluster)
+
+
+async def _killed_between_hold_and_commit(made: Made, cluster: Cluster) -> None:
     await grant(made, asked(made, nodes=2))
-    mended.kill(CONTROLLER)
+    cluster.kill(CONTROLLER)
     quick = SlurmBackend(
         site=made.name, nodes=made.backend.names, host=Endpoint(Path("/nowhere")),
-        slurm=Slurm(mended.configuration, answer_s=0.5), directory=mended.directory / f"pilots-{made.name}",
+        slurm=Slurm(cluster.configuration, answer_s=0.5), directory=cluster.directory / f"pilots-{made.name}",
     )  # fmt: skip
     made.site._backend = quick
     try:
@@ -205,9 +225,9 @@ async def test_a_controller_that_is_killed_between_hold_and_commit_delays_and_lo
             await made.site.hold(asked(made, "key-0002", begins_s=10_000), owner=ME)
         await made.site.sweep()  # says so, and goes on
     finally:
-        mended.start(CONTROLLER)
+        cluster.start(CONTROLLER)
     made.site._backend = made.backend
-    mended.wait_answering()
+    cluster.wait_answering()
     async with asyncio.timeout(60):
         while True:
             try:

@@ -89,7 +89,8 @@ class _Node:
 class Crew:
     """One hold's pilots and their goal. version: changes whenever its view does.
 
-    save: writes the record down. kept: whether the hold still stands.
+    save: writes the record down. promise: has the backend keep its nodes, or says why it cannot any more.
+    kept: whether the hold still stands.
     """
 
     record: CrewRecord
@@ -99,6 +100,7 @@ class Crew:
     clock: Clock
     directory: Path
     save: Callable[[CrewRecord], Awaitable[None]]
+    promise: Callable[[NodesPromised], Awaitable[None]]
     kept: Callable[[], Awaitable[bool]]
     version: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     spool: Spool = field(init=False)
@@ -253,7 +255,7 @@ class Crew:
             await self._late()
             return
         try:
-            await self.backend.promise(self._promised())
+            await self.promise(self._promised())
             await self.backend.start(orders)
         except PeerUnreachableError:
             for order in orders:

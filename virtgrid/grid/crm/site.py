@@ -110,15 +110,8 @@ class Site:
         answer = await self._stored.hold(asked, owner=owner, stock=await self._seen())
         if answer.standing is None:
             return answer
-        what = _promised(answer.standing)
         try:
-            try:
-                await self._backend.promise(what)
-            except RefusedError:
-                # Perhaps because of a hold that lapsed a moment ago and was not swept up yet.
-                if not await self._sweep_orphans():
-                    raise
-                await self._backend.promise(what)
+            await self._promise(_promised(answer.standing))
         except RefusedError as error:
             await self._stored.release(asked.key, owner=owner)
             return HoldAnswer(refusal=Refusal(party=self.party, why=error.what[:500]))
@@ -129,12 +122,23 @@ class Site:
         standing = await self._stored.status(key, owner=owner)
         if standing.state is HoldState.HELD:
             try:
-                await self._backend.promise(_promised(standing))
+                await self._promise(_promised(standing))
             except RefusedError as error:
                 # Whoever hears this takes it that nothing is kept any more.
                 await self._stored.release(key, owner=owner)
                 raise RefusedError(f"its nodes cannot be had any more: {error.what}") from error
         return await self._stored.commit(key, owner=owner)
+
+    async def _promise(self, what: NodesPromised) -> None:
+        """Errors: RefusedError."""
+        try:
+            await self._backend.promise(what)
+        except RefusedError:
+            # Perhaps what is in the way is our own: of a hold that lapsed a moment ago, or one that was
+            # withdrawn and came back with a backend that was restarted.
+            if not await self._sweep_orphans():
+                raise
+            await self._backend.promise(what)
 
     async def _seen(self) -> SiteStock:
         return self._stock.seen(await self._backend.nodes())
@@ -272,6 +276,7 @@ class Site:
             clock=self._clock,
             directory=self._directory,
             save=self._save,
+            promise=self._promise,
             kept=lambda: self._stored.keeps(record.hold),
         )
 
