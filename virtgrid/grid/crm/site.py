@@ -270,6 +270,13 @@ class Site:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
+async def no_jobs(asked: Model, method: str, owner: str) -> Model | None:
+    """What a site without pilots answers to all that is said of crews."""
+    if method == Order.DISMISS:
+        return None
+    raise RefusedError("this site runs no jobs, it only promises", hint="virtgrid serve crm --key FILE")
+
+
 async def serve(
     *,
     party: str,
