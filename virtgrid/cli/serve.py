@@ -199,10 +199,14 @@ def crm(
         raise UsageError("--guard: between 0 and an hour", hint="1m is the default")
     if key is None:
         from virtgrid.grid import provide
+        from virtgrid.grid.crm.site import no_jobs
         from virtgrid.grid.crm.stock import SiteStock
+        from virtgrid.grid.messages.job import CREW_PARAMS
 
-        stock = SiteStock(nodes=node, ranges=addresses)
-        asyncio.run(provide.serve(party=site, database=file, stock=stock, where=where, ready=ready))
+        stock, more = SiteStock(nodes=node, ranges=addresses), (CREW_PARAMS, no_jobs)
+        asyncio.run(
+            provide.serve(party=site, database=file, stock=stock, where=where, ready=ready, more=more)
+        )
         return
     from virtgrid.grid.crm.backend import Backend
     from virtgrid.grid.crm.crew import Terms

@@ -45,6 +45,10 @@ SWEEP_EVERY_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
+Answer = Callable[[Model, str, str], Awaitable[Model | None]]
+"""Gets the parameters, the method and the caller."""
+
+
 class Provider(Protocol):
     """Who has something to promise. owner: who asks, as ``caller`` names it.
 
@@ -133,15 +137,23 @@ class Stored:
 
 
 async def serve(
-    *, party: str, database: Path, stock: Stock, where: Endpoint, ready: Callable[[], None]
+    *,
+    party: str,
+    database: Path,
+    stock: Stock,
+    where: Endpoint,
+    ready: Callable[[], None],
+    more: tuple[Mapping[str, type[Model]], Answer] | None = None,
 ) -> None:
-    """An embedded provider until SIGTERM or SIGINT. Errors: RefusedError (file, socket)."""
+    """An embedded provider until SIGTERM or SIGINT. more: as of ``Counter``. Errors: RefusedError (file,
+    socket).
+    """
     with Database(database) as opened:
         with opened.write() as connection:
             stock.prepare(connection)
         provider = Stored(party=party, database=opened, stock=stock, clock=SystemClock())
         try:
-            async with Counter(provider, where):
+            async with Counter(provider, where, more=more):
                 ready()
                 await told_to_end()
         finally:
@@ -163,10 +175,6 @@ def caller(line: Line) -> str:
     if uid is None:
         raise RefusedError("nobody vouches for who you are", hint="ask over a unix socket")
     return f"uid:{uid}"
-
-
-Answer = Callable[[Model, str, str], Awaitable[Model | None]]
-"""Gets the parameters, the method and the caller."""
 
 
 def hearing(models: Mapping[str, type[Model]], answer: Answer) -> Handler:

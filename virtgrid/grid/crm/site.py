@@ -319,6 +319,13 @@ def _promised(standing: Standing) -> NodesPromised:
     )
 
 
+async def no_jobs(asked: Model, method: str, owner: str) -> Model | None:
+    """What a site without pilots answers to all that is said of crews."""
+    if method == Order.DISMISS:
+        return None
+    raise RefusedError("this site runs no jobs, it only promises", hint="virtgrid serve crm --key FILE")
+
+
 async def serve(
     *,
     party: str,
