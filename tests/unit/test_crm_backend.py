@@ -1,6 +1,6 @@
 """What every backend of a CRM must keep: the contract of ``virtgrid.grid.crm.backend.Backend``.
 
-A backend is added to ``BACKENDS`` and has to pass as it is.
+A backend is added to ``case`` and has to pass as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,10 @@ from wire_ends import until
 from virtgrid.core.errors import RefusedError
 from virtgrid.grid.crm.backend import Backend, NodesPromised, PilotOrder
 from virtgrid.grid.crm.embedded import Embedded
+from virtgrid.grid.crm.slurm.backend import SlurmBackend
+from virtgrid.grid.crm.slurm.tools import Slurm
 from virtgrid.grid.messages.coalloc import Window
+from virtgrid.lab.slurm.cluster import Cluster
 from virtgrid.wire.endpoint import Endpoint
 
 #: A pilot that does nothing but say that it is there, and ends when told to, or not.
@@ -91,12 +94,34 @@ async def embedded(directory: Path) -> AsyncIterator[Case]:
         place.rmdir()  # noqa: ASYNC240
 
 
-BACKENDS: list[Callable[[Path], AbstractAsyncContextManager[Case]]] = [embedded]
+@asynccontextmanager
+async def slurm(cluster: Cluster) -> AsyncIterator[Case]:
+    place = cluster.directory / f"pilots-{secrets.token_hex(3)}"
+
+    def make() -> SlurmBackend:
+        return SlurmBackend(
+            site=f"s{place.name[-6:]}", nodes=["n1", "n2"], host=Endpoint(Path("/nowhere")),
+            slurm=Slurm(cluster.configuration), directory=place, program=(sys.executable, "-c", PILOT),
+        )  # fmt: skip
+
+    def log(order: PilotOrder) -> str:
+        path = place / order.hold / order.sandbox / "log"
+        return path.read_text() if path.exists() else ""
+
+    made = make()
+    try:
+        yield Case(make, made, "nobody", log)
+    finally:
+        for hold in await made.holds():
+            await made.withdraw(hold)
+        await made.close()
+        place.rmdir()
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda make: make.__name__)
+@pytest.fixture(params=["embedded", pytest.param("slurm", marks=pytest.mark.lab)])
 async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Case]:
-    async with request.param(tmp_path) as made:
+    whose = embedded(tmp_path) if request.param == "embedded" else slurm(request.getfixturevalue("slurm"))
+    async with whose as made:
         yield made
 
 

@@ -52,6 +52,7 @@ BELOW: Final[dict[str, dict[str, str]]] = {
         "guest": "virtgrid.cli.guest",
         "load": "virtgrid.cli.load",
         "demo": "virtgrid.cli.demo",
+        "job": "virtgrid.cli.lab_job",
     },
 }
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import typer
 
 from virtgrid.cli.output import run
 from virtgrid.config import load
-from virtgrid.core.errors import RefusedError, UsageError
+from virtgrid.core.errors import PeerUnreachableError, RefusedError, UsageError
 from virtgrid.core.journal import state_dir
 from virtgrid.core.units import parse_duration, parse_size
 from virtgrid.grid.doors import Network, identity, told_of
@@ -48,6 +49,13 @@ Told = Annotated[
 Store = Annotated[
     Path | None, typer.Option("--database", metavar="FILE", help="What it must not forget; SQLite.")
 ]
+
+
+class Whose(StrEnum):
+    """Whose nodes a site gives out."""
+
+    EMBEDDED = "embedded"
+    SLURM = "slurm"
 
 
 def _log() -> None:
@@ -186,6 +194,21 @@ def crm(
     host_socket: Annotated[
         str, typer.Option("--host", metavar="ENDPOINT", help="Where pilots find virtgridd.")
     ] = VIRTGRIDD,
+    backend: Annotated[
+        Whose, typer.Option(help="Whose the nodes are: this very host's, or Slurm's.")
+    ] = Whose.EMBEDDED,
+    slurm_conf: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="slurm.conf, where Slurm would not find it itself.")
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For pilots; else Slurm's default partition.")
+    ] = None,
+    guard: Annotated[
+        str, typer.Option(metavar="TIME", help="Reserved at Slurm beyond a window's end, to clear up.")
+    ] = "1m",
+    spool: Annotated[
+        Path, typer.Option(metavar="DIR", help="For pilots' tickets and logs; Slurm's nodes share it.")
+    ] = Path("/var/spool/virtgrid/pilots"),
     socket: Socket = "unix:/run/virtgrid/crm.sock",
     database: Store = None,
     listen: Listen = None,
@@ -194,7 +217,8 @@ def crm(
 ) -> None:
     """Be the compute manager of a site: promise its nodes and addresses, and run jobs on them.
 
-    The nodes are places for sandboxes on this very host, and pilots ordinary processes of their user.
+    Embedded, the nodes are places for sandboxes on this very host, and pilots ordinary processes of their
+    user. With Slurm a promise is an advance reservation, and a pilot a job in it.
     """
     from virtgrid.grid.messages.coalloc import Party
     from virtgrid.grid.messages.common import HostName, require
@@ -210,11 +234,22 @@ def crm(
     def ready() -> None:
         logging.info("ready at %s", where)
 
+    if key is None and backend is Whose.SLURM:
+        raise UsageError("--backend slurm needs a key", hint="virtgrid ticket new-key makes one")
+    if backend is Whose.SLURM and os.geteuid() != 0:
+        raise RefusedError(
+            "with Slurm a site's manager makes reservations, and jobs of others: it runs as root",
+            hint="run it with sudo",
+        )
+    if not 0 <= parse_duration(guard) <= 3600:
+        raise UsageError("--guard: between 0 and an hour", hint="1m is the default")
     if key is None:
         from virtgrid.grid import provide
+        from virtgrid.grid.crm.site import no_jobs
         from virtgrid.grid.crm.stock import SiteStock
+        from virtgrid.grid.messages.job import CREW_PARAMS
 
-        stock = SiteStock(nodes=node, ranges=addresses)
+        stock, more = SiteStock(nodes=node, ranges=addresses), (CREW_PARAMS, no_jobs)
         asyncio.run(
             provide.serve(
                 party=site,
@@ -224,11 +259,12 @@ def crm(
                 ready=ready,
                 network=network,
                 told=told,
+                more=more,
             )
         )
         return
+    from virtgrid.grid.crm.backend import Backend
     from virtgrid.grid.crm.crew import Terms
-    from virtgrid.grid.crm.embedded import Embedded
     from virtgrid.grid.crm.site import serve
     from virtgrid.grid.messages import ticket as tickets
     from virtgrid.wire.tls import Tls
@@ -239,12 +275,31 @@ def crm(
         tls = Tls(Places(pki).files(Role.CRM), pilots=tickets.issuer(signing, site).certificate)
     terms = Terms(site=site, key=signing, crm=dialled, memory_bytes=parse_size(memory), processes=4096)
     accounts = dict(_account(text) for text in account or [])
+    host, guard_s = Endpoint.parse(host_socket), round(parse_duration(guard))
+
+    async def behind() -> Backend:
+        if backend is Whose.EMBEDDED:
+            from virtgrid.grid.crm.embedded import Embedded
+
+            return Embedded(nodes=node, host=host)
+        from virtgrid.grid.crm.slurm.backend import SlurmBackend
+        from virtgrid.grid.crm.slurm.tools import Slurm
+
+        made = SlurmBackend(
+            site=site, nodes=node, host=host, slurm=Slurm(slurm_conf), directory=spool, guard_s=guard_s,
+            partition=partition,
+        )  # fmt: skip
+        try:
+            await made.require_nodes()
+        except PeerUnreachableError as error:
+            logging.warning("%s; going on without it", error)
+        return made
 
     async def main() -> None:
         await serve(
             party=site,
             database=file,
-            backend=Embedded(nodes=node, host=Endpoint.parse(host_socket)),
+            backend=await behind(),
             ranges=addresses,
             terms=terms,
             directory=file.with_suffix(""),

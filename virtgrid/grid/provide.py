@@ -47,6 +47,10 @@ SWEEP_EVERY_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
+Answer = Callable[[Model, str, str], Awaitable[Model | None]]
+"""Gets the parameters, the method and the caller."""
+
+
 class Provider(Protocol):
     """Who has something to promise. owner: who asks, as ``caller`` names it.
 
@@ -83,12 +87,14 @@ class Stored:
 
     def __init__(self, *, party: str, database: Database, stock: Stock, clock: Clock) -> None:
         self.party = party
-        self._promises = Promises(database, party, stock)
+        self._database, self._promises = database, Promises(database, party, stock)
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"store of {party}")
 
-    async def hold(self, asked: Hold, *, owner: str) -> HoldAnswer:
-        return await self._run(lambda: self._promises.hold(asked, owner=owner, now_s=self._now_s()))
+    async def hold(self, asked: Hold, *, owner: str, stock: Stock | None = None) -> HoldAnswer:
+        """stock: as it is at this moment, where that changes. The same for ``fit`` and ``offer``."""
+        promises = self._of(stock)
+        return await self._run(lambda: promises.hold(asked, owner=owner, now_s=self._now_s()))
 
     async def commit(self, key: str, *, owner: str) -> Standing:
         return await self._run(lambda: self._promises.commit(key, owner=owner, now_s=self._now_s()))
@@ -99,11 +105,20 @@ class Stored:
     async def status(self, key: str, *, owner: str) -> Standing:
         return await self._run(lambda: self._promises.status(key, owner=owner, now_s=self._now_s()))
 
-    async def fit(self, asked: AskFit) -> Fit:
-        return await self._run(lambda: self._promises.fit(asked, now_s=self._now_s()))
+    async def fit(self, asked: AskFit, *, stock: Stock | None = None) -> Fit:
+        promises = self._of(stock)
+        return await self._run(lambda: promises.fit(asked, now_s=self._now_s()))
 
-    async def offer(self, asked: AskOffer) -> Offer:
-        return await self._run(lambda: self._promises.offer(asked))
+    async def offer(self, asked: AskOffer, *, stock: Stock | None = None) -> Offer:
+        promises = self._of(stock)
+        return await self._run(lambda: promises.offer(asked))
+
+    def _of(self, stock: Stock | None) -> Promises:
+        return self._promises if stock is None else Promises(self._database, self.party, stock)
+
+    async def standing(self) -> list[Standing]:
+        """All holds that keep something."""
+        return await self._run(lambda: self._promises.standing(self._now_s()))
 
     async def keeps(self, key: str) -> bool:
         """Whether something is kept for a hold, whoever's it is."""
@@ -132,8 +147,9 @@ async def serve(
     ready: Callable[[], None],
     network: Network | None = None,
     told: frozenset[str] = frozenset(),
+    more: tuple[Mapping[str, type[Model]], Answer] | None = None,
 ) -> None:
-    """An embedded provider until SIGTERM or SIGINT. network, told: see ``Counter``.
+    """An embedded provider until SIGTERM or SIGINT. network, told, more: as of ``Counter``.
 
     Errors: RefusedError (file, socket, port).
     """
@@ -142,7 +158,7 @@ async def serve(
             stock.prepare(connection)
         provider = Stored(party=party, database=opened, stock=stock, clock=SystemClock())
         try:
-            async with Counter(provider, where, network=network, told=told):
+            async with Counter(provider, where, network=network, told=told, more=more):
                 ready()
                 await told_to_end()
         finally:
@@ -156,10 +172,6 @@ async def told_to_end() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     await told.wait()
-
-
-Answer = Callable[[Model, str, str], Awaitable[Model | None]]
-"""Gets the parameters, the method and the caller."""
 
 
 def hearing(

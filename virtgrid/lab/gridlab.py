@@ -144,7 +144,6 @@ class GridLab:
         if kind == "host":
             return self.lab.site(where), [
                 "host", "--crm-key", str(self.home / "crm.pub"), "--socket", self.socket(name),
-                "--orphan-after", "10s",
             ]  # fmt: skip
         if kind == "crm":
             number = [site.name for site in self.sites].index(where)

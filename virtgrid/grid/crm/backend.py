@@ -10,7 +10,7 @@ a crash of the CRM too: a backend looks at what is there and remembers nothing t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,11 +19,21 @@ from virtgrid.wire.endpoint import Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A time at which a node is somebody else's, whom the CRM's own table does not know; why: whose."""
+
+    begins_at_s: int
+    ends_at_s: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A node there is. problem: why nothing can run on it now; None: it can."""
+    """A node there is. problem: why nothing can run on it now; None: it can. taken: in no order."""
 
     name: str
     problem: str | None = None
+    taken: tuple[Taken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +77,25 @@ class PilotUsage:
 class Backend(Protocol):
     """The nodes of a site. Errors: RefusedError, nothing changed; PeerUnreachableError: not known, say it
     again.
+
+    names: of all nodes there are, in the order they are given out; the same ones while the CRM runs.
+    guard_s: so long after a window its nodes are nobody's yet.
     """
 
+    names: tuple[str, ...]
+    guard_s: int
+
     async def nodes(self) -> tuple[Node, ...]:
-        """All there are, in the order they are given out; always the same ones while the CRM runs."""
+        """How they are now, in their order."""
 
     async def promise(self, what: NodesPromised) -> None:
         """Keep these nodes free for this window: an advance reservation. Said for a HOLD before it is
-        answered, with nodes that no other hold has then. Errors: RefusedError when it cannot be.
+        answered, with nodes that no other hold has then; and again for its COMMIT and before the first
+        pilots: the nodes are looked at each time. Errors: RefusedError when it cannot be (any more).
         """
+
+    async def restore(self, promised: Sequence[NodesPromised]) -> Mapping[str, str]:
+        """Keep these too where that was lost; of the holds for which it cannot be any more, why."""
 
     async def withdraw(self, hold: str) -> None:
         """Nothing is left of a hold: no reservation, no pilot that runs or waits, no file. Also of one nobody

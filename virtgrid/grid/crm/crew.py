@@ -26,7 +26,7 @@ from virtgrid.core.clock import Clock
 from virtgrid.core.errors import PeerUnreachableError, RefusedError, VirtgridError
 from virtgrid.grid.coalloc import crew as table
 from virtgrid.grid.coalloc.crew import Goal
-from virtgrid.grid.crm.backend import Backend, PilotOrder
+from virtgrid.grid.crm.backend import Backend, NodesPromised, PilotOrder
 from virtgrid.grid.crm.spool import Spool
 from virtgrid.grid.messages import ticket as tickets
 from virtgrid.grid.messages.common import Model
@@ -89,7 +89,8 @@ class _Node:
 class Crew:
     """One hold's pilots and their goal. version: changes whenever its view does.
 
-    save: writes the record down. kept: whether the hold still stands.
+    save: writes the record down. promise: has the backend keep its nodes, or says why it cannot any more.
+    kept: whether the hold still stands.
     """
 
     record: CrewRecord
@@ -99,6 +100,7 @@ class Crew:
     clock: Clock
     directory: Path
     save: Callable[[CrewRecord], Awaitable[None]]
+    promise: Callable[[NodesPromised], Awaitable[None]]
     kept: Callable[[], Awaitable[bool]]
     version: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     spool: Spool = field(init=False)
@@ -253,11 +255,24 @@ class Crew:
             await self._late()
             return
         try:
+            await self.promise(self._promised())
             await self.backend.start(orders)
+        except PeerUnreachableError:
+            for order in orders:
+                self._nodes[order.sandbox].starts -= 1  # it was not started, or will be found
+            raise
         except RefusedError as error:
             for order in orders:
                 member = next(one for one in self.record.members if one.sandbox == order.sandbox)
                 await self._broken(member, f"{error.what}: {error.cause}" if error.cause else error.what)
+
+    def _promised(self) -> NodesPromised:
+        return NodesPromised(
+            hold=self.record.hold,
+            reservation=self.record.reservation,
+            nodes=tuple(member.node for member in self.record.members),
+            window=self.record.window,
+        )
 
     async def _late(self) -> None:
         for member in self.record.members:

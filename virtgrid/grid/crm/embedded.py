@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -51,7 +51,8 @@ class Embedded:
         """Errors: RefusedError."""
         if len(set(nodes)) != len(nodes):
             raise RefusedError("a node stands there twice")
-        self._nodes, self._host, self._program = tuple(nodes), host, tuple(program)
+        self.names, self.guard_s = tuple(nodes), 0
+        self._host, self._program = host, tuple(program)
         self._directory, self._kill_after_s = directory, kill_after_s
         self._children: list[subprocess.Popen[bytes]] = []
         self._ending: dict[str, asyncio.Task[None]] = {}
@@ -67,12 +68,15 @@ class Embedded:
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
 
     async def nodes(self) -> tuple[Node, ...]:
-        return tuple(Node(name=name) for name in self._nodes)
+        return tuple(Node(name=name) for name in self.names)
 
     async def promise(self, what: NodesPromised) -> None:
         """The CRM's own table is all there is: nobody else gives these nodes out."""
-        if strange := sorted(set(what.nodes) - set(self._nodes)):
+        if strange := sorted(set(what.nodes) - set(self.names)):
             raise RefusedError(f"there is no node {strange[0]}")
+
+    async def restore(self, promised: Sequence[NodesPromised]) -> Mapping[str, str]:
+        return {}
 
     async def withdraw(self, hold: str) -> None:
         await self.stop(hold, [path.name for path in _below(self._directory / hold)])

@@ -7,6 +7,7 @@ its backend before HOLD is answered, and is given back only when no pilot of it 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pwd
 from collections.abc import Callable, Mapping
@@ -47,6 +48,7 @@ from virtgrid.wire.message import no_such_method
 from virtgrid.wire.tls import Tls
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 _GONE_S: Final = 3.0
 """How long RELEASE waits for a crew to go; its coordinator asks again."""
@@ -62,6 +64,7 @@ class Site:
         self,
         *,
         stored: Stored,
+        stock: SiteStock,
         database: Database,
         backend: Backend,
         terms: Terms,
@@ -71,12 +74,13 @@ class Site:
         clock: Clock | None = None,
     ) -> None:
         self.party = stored.party
-        self._stored, self._backend, self._terms = stored, backend, terms
+        self._stored, self._stock, self._backend, self._terms = stored, stock, backend, terms
         self._directory, self._accounts = directory, dict(accounts or {})
         self._table = Crews(database)
         self._clock = clock or SystemClock()
         self._crews: dict[str, Crew] = {}
         self._mustering = asyncio.Lock()
+        self._said: dict[str, str] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crews")
         self.pilots = Pilots(
             terms.crm,
@@ -105,24 +109,41 @@ class Site:
     # -- promises ------------------------------------------------------------------------------
 
     async def hold(self, asked: Hold, *, owner: str) -> HoldAnswer:
-        answer = await self._stored.hold(asked, owner=owner)
+        answer = await self._stored.hold(asked, owner=owner, stock=await self._seen())
         if answer.standing is None:
             return answer
-        what = NodesPromised(
-            hold=asked.key,
-            reservation=asked.reservation,
-            nodes=answer.standing.grant.nodes,
-            window=asked.window,
-        )
         try:
-            await self._backend.promise(what)
+            await self._promise(_promised(answer.standing))
         except RefusedError as error:
             await self._stored.release(asked.key, owner=owner)
             return HoldAnswer(refusal=Refusal(party=self.party, why=error.what[:500]))
         return answer
 
     async def commit(self, key: str, *, owner: str) -> Standing:
+        """The nodes are looked at once more; who has committed already is told so, whatever they are like."""
+        standing = await self._stored.status(key, owner=owner)
+        if standing.state is HoldState.HELD:
+            try:
+                await self._promise(_promised(standing))
+            except RefusedError as error:
+                # Whoever hears this takes it that nothing is kept any more.
+                await self._stored.release(key, owner=owner)
+                raise RefusedError(f"its nodes cannot be had any more: {error.what}") from error
         return await self._stored.commit(key, owner=owner)
+
+    async def _promise(self, what: NodesPromised) -> None:
+        """Errors: RefusedError."""
+        try:
+            await self._backend.promise(what)
+        except RefusedError:
+            # Perhaps what is in the way is our own: of a hold that lapsed a moment ago, or one that was
+            # withdrawn and came back with a backend that was restarted.
+            if not await self._sweep_orphans():
+                raise
+            await self._backend.promise(what)
+
+    async def _seen(self) -> SiteStock:
+        return self._stock.seen(await self._backend.nodes())
 
     async def release(self, key: str, *, owner: str) -> None:
         """Errors: PeerUnreachableError while pilots of it are left: it is to be said again."""
@@ -138,17 +159,35 @@ class Site:
         return await self._stored.status(key, owner=owner)
 
     async def fit(self, asked: AskFit) -> Fit:
-        return await self._stored.fit(asked)
+        return await self._stored.fit(asked, stock=await self._seen())
 
     async def offer(self, asked: AskOffer) -> Offer:
-        return await self._stored.offer(asked)
+        return await self._stored.offer(asked, stock=await self._seen())
 
     async def sweep(self) -> None:
-        """What lapsed or ended, and what a crash left at the backend."""
+        """What lapsed or ended, and what a crash left at the backend, or took from it."""
         await self._stored.sweep()
-        for key in {*self._crews, *await self._backend.holds()}:
-            if not await self._stored.keeps(key):
-                await self._clear(key)
+        try:
+            await self._sweep_orphans()
+            lost = await self._backend.restore(
+                [_promised(one) for one in await self._stored.standing() if one.grant.nodes]
+            )
+        except PeerUnreachableError as error:
+            lost = {"": f"the backend could not be swept: {error.what}"}
+        for why in (why for key, why in lost.items() if self._said.get(key) != why):
+            _log.warning("%s: %s", self.party, why)
+        self._said = dict(lost)
+
+    async def _sweep_orphans(self) -> bool:
+        """Clear away what no hold stands for; whether there was something."""
+        # In this order: what is kept for a hold there was written down before, so what is there now and not
+        # written down afterwards is nobody's.
+        there = await self._backend.holds()
+        orphans = [key for key in {*self._crews, *there} if not await self._stored.keeps(key)]
+        for problem in await asyncio.gather(*map(self._clear, orphans), return_exceptions=True):
+            if isinstance(problem, BaseException):
+                raise problem
+        return bool(orphans)
 
     async def _clear(self, key: str) -> None:
         """Of a hold that keeps nothing any more."""
@@ -239,6 +278,7 @@ class Site:
             clock=self._clock,
             directory=self._directory,
             save=self._save,
+            promise=self._promise,
             kept=lambda: self._stored.keeps(record.hold),
         )
 
@@ -293,6 +333,22 @@ def account_of(asked: Muster, *, owner: str, site: str, accounts: Mapping[str, s
     return accounts.get(who.name, who.name)
 
 
+def _promised(standing: Standing) -> NodesPromised:
+    return NodesPromised(
+        hold=standing.key,
+        reservation=standing.reservation,
+        nodes=standing.grant.nodes,
+        window=standing.window,
+    )
+
+
+async def no_jobs(asked: Model, method: str, owner: str) -> Model | None:
+    """What a site without pilots answers to all that is said of crews."""
+    if method == Order.DISMISS:
+        return None
+    raise RefusedError("this site runs no jobs, it only promises", hint="virtgrid serve crm --key FILE")
+
+
 async def serve(
     *,
     party: str,
@@ -309,8 +365,7 @@ async def serve(
     told: frozenset[str] = frozenset(),
 ) -> None:
     """A site until SIGTERM or SIGINT; its pilots go on. Errors: RefusedError (file, socket)."""
-    nodes = [node.name for node in await backend.nodes()]
-    stock = SiteStock(nodes=nodes, ranges=ranges)
+    stock = SiteStock(nodes=backend.names, ranges=ranges, guard_s=backend.guard_s)
     async with AsyncExitStack() as stack:
         opened = stack.enter_context(Database(database))
         with opened.write() as connection:
@@ -319,6 +374,7 @@ async def serve(
         stack.callback(stored.close)
         site = Site(
             stored=stored,
+            stock=stock,
             database=opened,
             backend=backend,
             terms=terms,

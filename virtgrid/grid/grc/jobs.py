@@ -287,6 +287,7 @@ class Jobs:
 
     async def _work(self, course: _Course) -> None:
         """From the beginning of the window until nothing is left."""
+        await self._finished(course)  # killed between the journal's line and the step
         try:
             view = await self._coordinator.show(course.kept.id, owner=course.kept.owner)
         except NotFoundError:  # ended before it was asked for
@@ -462,7 +463,6 @@ class Jobs:
 
     async def _output(self, course: _Course, view: CrewView, at_s: float) -> None:
         lines: list[Wrote | Finished] = []
-        end: Finished | None = None
         cursor = course.journal.cursor
         for text in view.output.splitlines(keepends=True):
             cursor += len(text.encode())
@@ -480,9 +480,13 @@ class Jobs:
                 )
                 lines.append(end)
         await course.journal.write(*lines)
-        if end is not None:
-            last = end
-            await self._step(course, lambda now: table.finished(now, last.status, last.usage, last.problem))
+        await self._finished(course)
+
+    async def _finished(self, course: _Course) -> None:
+        """What the journal says of the program's end."""
+        if (end := course.journal.finished) is not None:
+            status, usage, problem = end.status, end.usage, end.problem
+            await self._step(course, lambda now: table.finished(now, status, usage, problem))
 
     async def _silent(self, course: _Course, site: str, problem: str | None) -> None:
         """A site does not answer, or does again: told once."""

@@ -24,7 +24,7 @@ Line = JobTold | NodeTold | SiteTold | Wrote | Finished
 
 class JobJournal:
     """size: where the next line goes. cursor: where the site's output goes on. nodes: sandbox -> what was
-    told of it last. closed: nothing more will be written.
+    told of it last. finished: the program's end, once it is there. closed: nothing more will be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,6 +32,7 @@ class JobJournal:
         self._path = path
         self.size = self.cursor = 0
         self.nodes: dict[str, tuple[str, str]] = {}
+        self.finished: Finished | None = None
         self.closed = False
         self._changed = asyncio.Condition()
         try:
@@ -50,6 +51,8 @@ class JobJournal:
     def _fold(self, line: Line) -> None:
         if isinstance(line, Wrote | Finished):
             self.cursor = line.cursor
+            if isinstance(line, Finished):
+                self.finished = line
         elif isinstance(line, NodeTold):
             self.nodes[line.sandbox] = (line.state, line.reason)
 
