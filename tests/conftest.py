@@ -11,6 +11,8 @@ import pytest
 from virtgrid.lab import faults
 from virtgrid.lab.lab import Lab, obstacle, take_down
 from virtgrid.lab.layout import LabConfig, LinkSpec
+from virtgrid.lab.slurm import cluster
+from virtgrid.lab.slurm.cluster import Cluster
 
 _numbers = itertools.count()
 
@@ -56,3 +58,12 @@ def _mend(lab: Lab) -> None:
     lab.restore_wan()
     for site in lab.sites:
         faults.unlimit_disk(site)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Cluster]:
+    """A Slurm of four nodes for the whole test run; who breaks something puts it back."""
+    if reason := cluster.obstacle():
+        pytest.skip(reason)
+    with Cluster() as made:
+        yield made

@@ -27,6 +27,7 @@ def test_every_figure_of_the_contract_is_there_and_nothing_measured_meets_no_goa
 def test_figures_are_what_was_measured() -> None:
     samples = Samples(
         commit=[30, 40, 500],
+        commit_slurm=[90, 100, 110],
         hold={"site": [1.0] * 98 + [30.0] * 2},
         hold_empty={"site": [1.0] * 98 + [15.0] * 2},
         won=10,
@@ -35,6 +36,7 @@ def test_figures_are_what_was_measured() -> None:
     )
     found = _figures(samples)
     assert (found["commit_ms"].value, found["commit_ms"].ok) == (40, True)
+    assert (found["commit_ms_slurm"].value, found["commit_ms_slurm"].ratio) == (100, 2.5)
     assert (found["hold_p99_ms_100k"].value, found["hold_p99_ms_100k"].ok) == (30, False)
     assert found["hold_p99_ms_100k"].ratio == 2
     assert (found["double_allocations"].value, found["double_allocations"].ok) == (1, False)

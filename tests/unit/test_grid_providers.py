@@ -1,6 +1,6 @@
 """What every provider must keep, whatever is behind it: the contract of ``virtgrid.grid.provide.Provider``.
 
-A backend that asks a queueing system is added to ``PROVIDERS`` and has to pass as it is.
+What is behind a provider is added to ``case`` and has to pass as it is.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
+import slurm_parts
 from grid_parts import soon
 from wire_ends import nothing
 
@@ -33,6 +35,7 @@ from virtgrid.grid.messages.coalloc import (
 from virtgrid.grid.nrm.stock import NetworkStock
 from virtgrid.grid.provide import Counter, Provider, Stored
 from virtgrid.grid.store.database import Database
+from virtgrid.lab.slurm.cluster import Cluster
 from virtgrid.wire.endpoint import Endpoint, dial
 from virtgrid.wire.message import RemoteError
 
@@ -41,12 +44,16 @@ ME = "uid:1000"
 
 @dataclass
 class Case:
-    """A provider on a clock that moves when told to. all: what leaves nothing for anybody else."""
+    """A provider on a clock that moves when told to. all: what leaves nothing for anybody else.
+
+    guard_s: so long after a window nobody else gets what it was promised.
+    """
 
     provider: Provider
     clock: FakeClock
     all: Wanted
     never: Wanted
+    guard_s: int = 0
     made: int = 0
 
     @property
@@ -101,12 +108,27 @@ async def network(directory: FilePath) -> AsyncIterator[Case]:
         provider.close()
 
 
-PROVIDERS: list[Callable[[FilePath], AbstractAsyncContextManager[Case]]] = [embedded_site, network]
+@asynccontextmanager
+async def slurm_site(directory: FilePath, cluster: Cluster) -> AsyncIterator[Case]:
+    """The clock is Slurm's when it begins, and ahead of it later: what Slurm is asked is never over."""
+    async with slurm_parts.site(directory, cluster, clock=FakeClock(datetime.now(UTC))) as made:
+        yield Case(
+            made.site,
+            made.clock,
+            all=Nodes(nodes=2, addresses="10.1.0.0/29"),
+            never=Nodes(nodes=3, addresses="10.1.0.0/29"),
+            guard_s=made.backend.guard_s,
+        )
 
 
-@pytest.fixture(params=PROVIDERS, ids=lambda make: make.__name__)
+@pytest.fixture(params=["embedded_site", "network", pytest.param("slurm_site", marks=pytest.mark.lab)])
 async def case(request: pytest.FixtureRequest, tmp_path: FilePath) -> AsyncIterator[Case]:
-    async with request.param(tmp_path) as made:
+    makes: dict[str, Callable[[], AbstractAsyncContextManager[Case]]] = {
+        "embedded_site": lambda: embedded_site(tmp_path),
+        "network": lambda: network(tmp_path),
+        "slurm_site": lambda: slurm_site(tmp_path, request.getfixturevalue("slurm")),
+    }
+    async with makes[request.param]() as made:
         yield made
 
 
@@ -193,8 +215,8 @@ async def test_when_it_fits_is_true(case: Case) -> None:
     await case.provider.hold(case.asked(), owner=ME)
     wish = AskFit(near_s=case.now_s + 3600, lasts_s=1800, wanted=case.all)
     spans = (await case.provider.fit(wish)).begins
-    assert [span.last_s for span in spans][:1] == [case.now_s + 1800]
-    assert spans[1].first_s == case.now_s + 7200
+    assert [span.last_s for span in spans][:1] == [case.now_s + 1800 - case.guard_s]
+    assert spans[1].first_s == case.now_s + 7200 + case.guard_s
 
 
 @pytest.mark.parametrize(

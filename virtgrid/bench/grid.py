@@ -1,7 +1,8 @@
 """``virtgrid bench grid``: what a reservation over several sites costs, and whether anything is promised
 twice.
 
-``commit_ms``: one user, one coordinator, two CRMs and an NRM, all processes of their own.
+``commit_ms``: one user, one coordinator, two CRMs and an NRM, all processes of their own;
+``commit_ms_slurm``: the same with both CRMs over a Slurm of four nodes, two for each.
 ``hold_p99_ms_…``: the stores of a site and of a network with so many reservations in them, and a HOLD on
 the disk. Then coordinators race for the same few nodes, and what everybody was granted is compared with
 what everybody else was.
@@ -49,6 +50,8 @@ from virtgrid.grid.store.audit import audit
 from virtgrid.grid.store.bulk import fill
 from virtgrid.grid.store.database import Database
 from virtgrid.grid.store.promises import Promises
+from virtgrid.lab.slurm import cluster
+from virtgrid.lab.slurm.cluster import Cluster
 from virtgrid.lab.stage import Tell
 from virtgrid.wire.endpoint import Endpoint, dial
 from virtgrid.wire.line import Line, deaf
@@ -79,6 +82,7 @@ class Samples:
     """Milliseconds, a list for each thing; and how the race went."""
 
     commit: list[float] = field(default_factory=list)
+    commit_slurm: list[float] = field(default_factory=list)
     hold: dict[str, list[float]] = field(default_factory=dict)
     hold_empty: dict[str, list[float]] = field(default_factory=dict)
     hold_cpu: dict[str, list[float]] = field(default_factory=dict)
@@ -96,6 +100,7 @@ def measure(plan: GridPlan, tell: Tell) -> Result:
     where = environment()
     with tempfile.TemporaryDirectory(prefix="virtgrid-bench-") as directory:
         _commits(plan, samples, Path(directory) / "commit", tell)
+        _slurm_commits(plan, samples, Path(directory) / "slurm", tell)
         _stores(plan, samples, Path(directory), tell)
         _race(plan, samples, Path(directory) / "race", tell)
     return Result(bench="grid", environment=where, figures=figures(plan, samples), raw=_raw(samples))
@@ -105,6 +110,9 @@ def figures(plan: GridPlan, samples: Samples) -> tuple[Figure, ...]:
     """Pure."""
     thousands = f"{plan.stored // 1000}k"
     found = [figure("commit_ms", samples.commit, "ms", of=statistics.median, goal=at_most(100, "ms"))]
+    embedded = statistics.median(samples.commit) if samples.commit else None
+    slurm = samples.commit_slurm
+    found.append(figure("commit_ms_slurm", slurm, "ms", of=statistics.median, peer=embedded))
     holds = [took for times in samples.hold.values() for took in times]
     empty = [took for times in samples.hold_empty.values() for took in times]
     peer = _p99(empty) if empty else None
@@ -129,16 +137,27 @@ def figures(plan: GridPlan, samples: Samples) -> tuple[Figure, ...]:
 def _commits(plan: GridPlan, samples: Samples, directory: Path, tell: Tell) -> None:
     tell(f"{plan.commits} reservations over two sites and a network, one after the other")
     with running(directory, coordinators=["grc"]):
-        asyncio.run(_one_user(plan.commits, endpoint(directory, "grc"), samples))
+        asyncio.run(_one_user(plan.commits, endpoint(directory, "grc"), samples.commit))
 
 
-async def _one_user(count: int, where: Endpoint, samples: Samples) -> None:
+def _slurm_commits(plan: GridPlan, samples: Samples, directory: Path, tell: Tell) -> None:
+    """Nothing where there can be no Slurm: then the figure has no value."""
+    if reason := cluster.obstacle():
+        tell(f"no figure of Slurm: {reason}")
+        return
+    tell(f"{plan.commits} reservations over two sites on Slurm and a network, one after the other")
+    with Cluster() as slurm, running(directory, coordinators=["grc"], slurm=slurm):
+        asyncio.run(_one_user(plan.commits, endpoint(directory, "grc"), samples.commit_slurm))
+
+
+async def _one_user(count: int, where: Endpoint, into: list[float]) -> None:
     line = await dial(where, deaf, name="the coordinator")
     for number in range(count):
         began_s = time.perf_counter()
-        view = await _reserve(line, _wish(f"c{number}", hour=number, nodes=2))
+        # Every other hour: with Slurm there is a guard time between two windows.
+        view = await _reserve(line, _wish(f"c{number}", hour=2 * number, nodes=2))
         if view.state is ReservationState.COMMITTED:
-            samples.commit.append((time.perf_counter() - began_s) * 1000)
+            into.append((time.perf_counter() - began_s) * 1000)
     await line.close()
 
 
@@ -365,6 +384,7 @@ def _raw(samples: Samples) -> dict[str, Any]:
 
     return {
         "commit_ms": rounded(samples.commit),
+        "commit_ms_slurm": rounded(samples.commit_slurm),
         "hold_ms": {name: rounded(times) for name, times in samples.hold.items()},
         "hold_empty_ms": {name: rounded(times) for name, times in samples.hold_empty.items()},
         "refused_ms": {name: rounded(times) for name, times in samples.refused.items()},

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from virtgrid.core.errors import DeadlineError
+from virtgrid.lab.slurm.cluster import Cluster
+from virtgrid.wire import seal
 from virtgrid.wire.endpoint import Endpoint
 
 SITES: Final = ("alpha", "beta")
@@ -33,17 +35,26 @@ def database(directory: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def running(directory: Path, *, coordinators: Sequence[str]) -> Iterator[None]:
-    """Everybody listens, each in a process of its own; at the end all are told to end."""
+def running(directory: Path, *, coordinators: Sequence[str], slurm: Cluster | None = None) -> Iterator[None]:
+    """Everybody listens, each in a process of its own; at the end all are told to end.
+
+    slurm: whose nodes the sites share out between them; without it each has so many of its own.
+    """
+    directory.mkdir()
     words: dict[str, list[str]] = {}
     for number, site in enumerate(SITES):
-        nodes = [word for node in range(NODES) for word in ("--node", f"{site[0]}{node}")]
-        words[site] = ["crm", "--site", site, *nodes, "--addresses", f"10.{77 + number}.0.0/20"]
+        names = [f"{site[0]}{node}" for node in range(NODES)]
+        more: list[str] = []
+        if slurm is not None:
+            share = len(slurm.nodes) // len(SITES)
+            names = list(slurm.nodes[number * share : (number + 1) * share])
+            more = _on_slurm(directory, site, slurm)
+        nodes = [word for name in names for word in ("--node", name)]
+        words[site] = ["crm", "--site", site, *nodes, "--addresses", f"10.{77 + number}.0.0/20", *more]
     words[NETWORK] = ["nrm", "--name", NETWORK, "--link", "alpha:beta=10gbit", "--segments", "1000-1999"]
     for name in coordinators:
         crms = [word for site in SITES for word in ("--crm", f"{site}={endpoint(directory, site)}")]
         words[name] = ["grc", *crms, "--nrm", f"{NETWORK}={endpoint(directory, NETWORK)}"]
-    directory.mkdir()
     programs: list[subprocess.Popen[bytes]] = []
     try:
         for name, said in words.items():
@@ -63,6 +74,16 @@ def running(directory: Path, *, coordinators: Sequence[str]) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 one.kill()
                 one.wait()
+
+
+def _on_slurm(directory: Path, site: str, slurm: Cluster) -> list[str]:
+    key = directory / f"{site}.key"
+    seal.write_private(key, seal.private_text(seal.new_key()))
+    return [
+        "--backend", "slurm", "--slurm-conf", str(slurm.configuration), "--key", str(key),
+        "--spool", str(slurm.directory / f"pilots-{site}"),
+        "--pilots", f"unix:{directory}/{site}-pilots.sock",
+    ]  # fmt: skip
 
 
 def _until_listening(where: Endpoint) -> None:

@@ -62,17 +62,20 @@ def ask_to_change(grc: str, method: str, asked: Model, id_: str) -> View:
     try:
         view = ask(grc, method, asked, View)
     except (LineLostError, DeadlineError) as error:  # not when it could not even be dialled
-        raise _unknown(id_, error.what) from error
+        raise unknown(*_asking(id_), error.what) from error
     if view.state in (ReservationState.HOLDING, ReservationState.COMMITTING):
-        raise _unknown(id_, f"{view.state}: {view.reason}")
+        raise unknown(*_asking(id_), f"{view.state}: {view.reason}")
     return view
 
 
-def _unknown(id_: str, cause: str) -> OutcomeUnknownError:
+def _asking(id_: str) -> tuple[str, str]:
+    return f"reservation {id_}", f"virtgrid reservation show {id_}"
+
+
+def unknown(what: str, command: str, cause: str) -> OutcomeUnknownError:
+    """What has become of something is not known (yet). command: that asks again."""
     return OutcomeUnknownError(
-        f"it is not known yet what becomes of reservation {id_}",
-        cause=cause,
-        hint=f"ask again: virtgrid reservation show {id_}",
+        f"it is not known yet what becomes of {what}", cause=cause, hint=f"ask again: {command}"
     )
 
 

@@ -37,6 +37,7 @@ NOUNS: Final[dict[str, tuple[str, str, str]]] = {
         "Reserve nodes of several sites, and bandwidth between them: all or nothing.",
     ),
     "reservation": ("virtgrid.cli.reservation", "app", "Look at reservations, and cancel them."),
+    "job": ("virtgrid.cli.job", "app", "Run a program over the nodes of several sites."),
     "site": ("virtgrid.cli.site", "app", "What the sites of the grid offer."),
     "serve": ("virtgrid.cli.serve", "app", "Run a part of the grid: on a host, for a site, above them."),
     "ticket": ("virtgrid.cli.ticket", "app", "What permits a pilot to have a sandbox on a host."),
@@ -51,6 +52,7 @@ BELOW: Final[dict[str, dict[str, str]]] = {
         "guest": "virtgrid.cli.guest",
         "load": "virtgrid.cli.load",
         "demo": "virtgrid.cli.demo",
+        "job": "virtgrid.cli.lab_job",
     },
 }
 

@@ -44,20 +44,20 @@ def reserve(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
     """Reserve nodes of several sites, and bandwidth between them: all or nothing."""
-    wish = _wish(nodes, walltime, begin, bandwidth, addresses or [], segment, id_)
+    wish = wish_of(nodes, walltime, begin, bandwidth, addresses or [], segment, id_)
     view = ask_to_change(grc, RESERVE, wish, wish.id)
     if as_json:
         print_json(view_json(view))
     if view.state is not ReservationState.COMMITTED:
         if as_json:
             raise SystemExit(RefusedError.exit_status)
-        raise _refused(view)
+        raise refused(view)
     if not as_json:
         print(f"reservation {view.id} stands: {when(view.window)}")
         print_table(PARTY_COLUMNS, party_rows(view))
 
 
-def _wish(
+def wish_of(
     nodes: str,
     walltime: str,
     begin: str | None,
@@ -98,7 +98,7 @@ def _pair(text: str, by: str, option: str, example: str) -> tuple[str, str]:
     return left, right
 
 
-def _refused(view: View) -> RefusedError:
+def refused(view: View) -> RefusedError:
     reasons = [f"{one.party}: {one.why}" for one in view.parties if one.why]
     hint = None
     if view.nearest:

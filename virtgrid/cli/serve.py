@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +14,14 @@ import typer
 
 from virtgrid.cli.output import run
 from virtgrid.config import load
-from virtgrid.core.errors import RefusedError, UsageError
+from virtgrid.core.errors import PeerUnreachableError, RefusedError, UsageError
 from virtgrid.core.journal import state_dir
-from virtgrid.core.units import parse_duration
+from virtgrid.core.units import parse_duration, parse_size
 from virtgrid.grid.doors import Network, identity, told_of
 from virtgrid.wire.endpoint import GRC, VIRTGRIDD, Endpoint
 from virtgrid.wire.identity import Role
 from virtgrid.wire.pki.places import SYSTEM, Places
-from virtgrid.wire.seal import read_public_key
+from virtgrid.wire.seal import read_private_key, read_public_key
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,6 +49,13 @@ Told = Annotated[
 Store = Annotated[
     Path | None, typer.Option("--database", metavar="FILE", help="What it must not forget; SQLite.")
 ]
+
+
+class Whose(StrEnum):
+    """Whose nodes a site gives out."""
+
+    EMBEDDED = "embedded"
+    SLURM = "slurm"
 
 
 def _log() -> None:
@@ -169,36 +177,148 @@ def crm(
         list[str],
         typer.Option(metavar="RANGE", help="Advertised for nodes: 10.77.1.0/24; may be said again."),
     ],
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Signs its pilots' tickets. Without: it promises, and runs no jobs."
+        ),
+    ] = None,
+    pilots: Annotated[
+        str, typer.Option(metavar="ENDPOINT", help="Where its pilots dial in.")
+    ] = "unix:/run/virtgrid/pilots.sock",
+    account: Annotated[
+        list[str] | None,
+        typer.Option(metavar="USER=ACCOUNT", help="A user who is called otherwise here; may be said again."),
+    ] = None,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Of each sandbox.")] = "512MiB",
+    host_socket: Annotated[
+        str, typer.Option("--host", metavar="ENDPOINT", help="Where pilots find virtgridd.")
+    ] = VIRTGRIDD,
+    backend: Annotated[
+        Whose, typer.Option(help="Whose the nodes are: this very host's, or Slurm's.")
+    ] = Whose.EMBEDDED,
+    slurm_conf: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="slurm.conf, where Slurm would not find it itself.")
+    ] = None,
+    partition: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For pilots; else Slurm's default partition.")
+    ] = None,
+    guard: Annotated[
+        str, typer.Option(metavar="TIME", help="Reserved at Slurm beyond a window's end, to clear up.")
+    ] = "1m",
+    spool: Annotated[
+        Path, typer.Option(metavar="DIR", help="For pilots' tickets and logs; Slurm's nodes share it.")
+    ] = Path("/var/spool/virtgrid/pilots"),
     socket: Socket = "unix:/run/virtgrid/crm.sock",
     database: Store = None,
     listen: Listen = None,
     pki: Pki = SYSTEM,
     grc: Told = None,
 ) -> None:
-    """Be the compute manager of a site: promise its nodes and addresses to coordinators."""
-    from virtgrid.grid.crm.stock import SiteStock
+    """Be the compute manager of a site: promise its nodes and addresses, and run jobs on them.
+
+    Embedded, the nodes are places for sandboxes on this very host, and pilots ordinary processes of their
+    user. With Slurm a promise is an advance reservation, and a pilot a job in it.
+    """
     from virtgrid.grid.messages.coalloc import Party
     from virtgrid.grid.messages.common import HostName, require
-    from virtgrid.grid.provide import serve
 
     require(Party, "--site", site)
     for name in node:
         require(HostName, "--node", name)
     told = frozenset(map(told_of, grc or []))
     _log()
-    where = Endpoint.parse(socket)
+    where, file = Endpoint.parse(socket), database or state_dir() / f"crm-{site}.db"
     network = _provider_network(listen, pki, Role.CRM, told, site)
-    asyncio.run(
-        serve(
+
+    def ready() -> None:
+        logging.info("ready at %s", where)
+
+    if key is None and backend is Whose.SLURM:
+        raise UsageError("--backend slurm needs a key", hint="virtgrid ticket new-key makes one")
+    if backend is Whose.SLURM and os.geteuid() != 0:
+        raise RefusedError(
+            "with Slurm a site's manager makes reservations, and jobs of others: it runs as root",
+            hint="run it with sudo",
+        )
+    if not 0 <= parse_duration(guard) <= 3600:
+        raise UsageError("--guard: between 0 and an hour", hint="1m is the default")
+    if key is None:
+        from virtgrid.grid import provide
+        from virtgrid.grid.crm.site import no_jobs
+        from virtgrid.grid.crm.stock import SiteStock
+        from virtgrid.grid.messages.job import CREW_PARAMS
+
+        stock, more = SiteStock(nodes=node, ranges=addresses), (CREW_PARAMS, no_jobs)
+        asyncio.run(
+            provide.serve(
+                party=site,
+                database=file,
+                stock=stock,
+                where=where,
+                ready=ready,
+                network=network,
+                told=told,
+                more=more,
+            )
+        )
+        return
+    from virtgrid.grid.crm.backend import Backend
+    from virtgrid.grid.crm.crew import Terms
+    from virtgrid.grid.crm.site import serve
+    from virtgrid.grid.messages import ticket as tickets
+    from virtgrid.wire.tls import Tls
+
+    signing, dialled = read_private_key(key), Endpoint.parse(pilots)
+    tls = None
+    if dialled.is_network:
+        tls = Tls(Places(pki).files(Role.CRM), pilots=tickets.issuer(signing, site).certificate)
+    terms = Terms(site=site, key=signing, crm=dialled, memory_bytes=parse_size(memory), processes=4096)
+    accounts = dict(_account(text) for text in account or [])
+    host, guard_s = Endpoint.parse(host_socket), round(parse_duration(guard))
+
+    async def behind() -> Backend:
+        if backend is Whose.EMBEDDED:
+            from virtgrid.grid.crm.embedded import Embedded
+
+            return Embedded(nodes=node, host=host)
+        from virtgrid.grid.crm.slurm.backend import SlurmBackend
+        from virtgrid.grid.crm.slurm.tools import Slurm
+
+        made = SlurmBackend(
+            site=site, nodes=node, host=host, slurm=Slurm(slurm_conf), directory=spool, guard_s=guard_s,
+            partition=partition,
+        )  # fmt: skip
+        try:
+            await made.require_nodes()
+        except PeerUnreachableError as error:
+            logging.warning("%s; going on without it", error)
+        return made
+
+    async def main() -> None:
+        await serve(
             party=site,
-            database=database or state_dir() / f"crm-{site}.db",
-            stock=SiteStock(nodes=node, ranges=addresses),
+            database=file,
+            backend=await behind(),
+            ranges=addresses,
+            terms=terms,
+            directory=file.with_suffix(""),
+            accounts=accounts,
+            tls=tls,
             where=where,
             network=network,
             told=told,
-            ready=lambda: logging.info("ready at %s", where),
+            ready=ready,
         )
-    )
+
+    asyncio.run(main())
+
+
+def _account(text: str) -> tuple[str, str]:
+    user, found, account = text.partition("=")
+    if not found or not user or not account:
+        raise UsageError(f"--account: '{text[:80]}' is not USER=ACCOUNT", hint="ann=guest07, for instance")
+    return user, account
 
 
 @app.command()
@@ -282,6 +402,7 @@ def grc(
     asyncio.run(
         serve(
             database=database or state_dir() / "grc.db",
+            journals=(database or state_dir() / "grc.db").with_suffix("") / "jobs",
             pki=pki,
             listen=None if listen is None else _in_network(listen),
             quotas=quotas,

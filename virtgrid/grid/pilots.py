@@ -59,6 +59,8 @@ _RIGHTS: Final = {method: Right(ours=frozenset({Role.PILOT})) for method in ("HE
 
 Taker = Callable[["Pilot", Model], Awaitable[None] | None]
 """Told every notification, in order; the next one and the acknowledgement wait until it has returned."""
+Meet = Callable[["Pilot"], None]
+"""Told of a pilot. Errors: RefusedError: it is not listened to."""
 
 
 @dataclass(slots=True)
@@ -78,9 +80,13 @@ class _Program:
 
 
 class Pilot:
-    """One NodeManager, seen from its CRM. state: what it last told."""
+    """One NodeManager, seen from its CRM. state: what it last told.
 
-    def __init__(self, ticket: Ticket, session: str, taker: Taker | None) -> None:
+    collects: keep what programs write for ``program``; who takes it otherwise does without.
+    """
+
+    def __init__(self, ticket: Ticket, session: str, taker: Taker | None, *, collects: bool = True) -> None:
+        self._collects = collects
         self.ticket = ticket
         self.session = session
         self.inbox = Inbox()
@@ -105,6 +111,7 @@ class Pilot:
         """The pilot has dialled in (anew). Errors: RefusedError."""
         if hello.session != self.session:
             raise RefusedError("this ticket was used by another pilot")
+        new = self.inbox.incarnation == 0
         sender = Standing(incarnation=hello.incarnation, base=hello.base, acknowledged=hello.acknowledged)
         try:
             after = self.inbox.hello(sender)
@@ -113,6 +120,9 @@ class Pilot:
         if self._line is not None and self._line.lost is None:
             self._line.hang_up("the pilot has dialled in anew")
         self.status = hello.status
+        if new:
+            # It may be older than we are: a CRM that was restarted meets it again.
+            self.state, self.reason = hello.status.state, hello.status.reason
         self._line = line
         self._acknowledged = after
         self._here.set()
@@ -142,7 +152,7 @@ class Pilot:
         if isinstance(note, StateChanged):
             self.state, self.reason = note.state, note.reason
             self.history.append(note.state)
-        elif isinstance(note, Output | Finished):
+        elif self._collects and isinstance(note, Output | Finished):
             self._programs.setdefault(note.exec, _Program()).notes.put_nowait(note)
         if self._taker is not None and (waited := self._taker(self, note)) is not None:
             await waited
@@ -249,6 +259,8 @@ class Pilots:
 
     tls: of a CRM that pilots dial over the network; made with ``pilots=tickets.issuer(…).certificate``.
     claims: without them a restart of the CRM forgets which pilot had used a ticket.
+    met: a pilot that was not here before is about to be let in. here: one has said HELLO, again perhaps.
+    collects: as of ``Pilot``.
     """
 
     def __init__(
@@ -259,8 +271,12 @@ class Pilots:
         taker: Taker | None = None,
         tls: Tls | None = None,
         claims: Claims | None = None,
+        met: Meet | None = None,
+        here: Meet | None = None,
+        collects: bool = True,
     ) -> None:
         self._where, self._keys, self._taker = where, tuple(keys), taker
+        self._met, self._here, self._collects = met, here, collects
         self._tls, self._claims = tls, claims
         self._pilots: dict[str, Pilot] = {}
         self._of_line: dict[Line, Pilot] = {}
@@ -298,6 +314,16 @@ class Pilots:
         except TimeoutError as error:
             raise DeadlineError(f"no pilot of {sandbox} dialled in within {deadline_s:g} s") from error
 
+    def find(self, sandbox: str, ticket: str) -> Pilot | None:
+        """The pilot of this sandbox with this ticket, if it has dialled in since we listen."""
+        pilot = self._pilots.get(sandbox)
+        return pilot if pilot is not None and pilot.ticket.id == ticket else None
+
+    def forget(self, sandbox: str, ticket: str) -> None:
+        """Nobody will ask for this pilot any more."""
+        if self.find(sandbox, ticket) is not None:
+            del self._pilots[sandbox]
+
     async def _serve(self, line: Line) -> None:
         """Who does not say HELLO soon is not listened to."""
         ended = asyncio.create_task(line.wait_ended())
@@ -329,10 +355,14 @@ class Pilots:
         if pilot is None or pilot.ticket.id != ticket.id:
             if pilot is not None and pilot.connected:
                 raise RefusedError(f"sandbox {ticket.sandbox} has a pilot with another ticket")
-            pilot = Pilot(ticket, hello.session, self._taker)
+            pilot = Pilot(ticket, hello.session, self._taker, collects=self._collects)
+            if self._met is not None:
+                self._met(pilot)
         welcome = pilot.hello(line, hello)
         self._pilots[ticket.sandbox] = pilot
         self._of_line[line] = pilot
         async with self._arrived:
             self._arrived.notify_all()
+        if self._here is not None:
+            self._here(pilot)
         return welcome.model_dump()

@@ -47,6 +47,10 @@ SWEEP_EVERY_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
+Answer = Callable[[Model, str, str], Awaitable[Model | None]]
+"""Gets the parameters, the method and the caller."""
+
+
 class Provider(Protocol):
     """Who has something to promise. owner: who asks, as ``caller`` names it.
 
@@ -83,12 +87,14 @@ class Stored:
 
     def __init__(self, *, party: str, database: Database, stock: Stock, clock: Clock) -> None:
         self.party = party
-        self._promises = Promises(database, party, stock)
+        self._database, self._promises = database, Promises(database, party, stock)
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"store of {party}")
 
-    async def hold(self, asked: Hold, *, owner: str) -> HoldAnswer:
-        return await self._run(lambda: self._promises.hold(asked, owner=owner, now_s=self._now_s()))
+    async def hold(self, asked: Hold, *, owner: str, stock: Stock | None = None) -> HoldAnswer:
+        """stock: as it is at this moment, where that changes. The same for ``fit`` and ``offer``."""
+        promises = self._of(stock)
+        return await self._run(lambda: promises.hold(asked, owner=owner, now_s=self._now_s()))
 
     async def commit(self, key: str, *, owner: str) -> Standing:
         return await self._run(lambda: self._promises.commit(key, owner=owner, now_s=self._now_s()))
@@ -99,11 +105,24 @@ class Stored:
     async def status(self, key: str, *, owner: str) -> Standing:
         return await self._run(lambda: self._promises.status(key, owner=owner, now_s=self._now_s()))
 
-    async def fit(self, asked: AskFit) -> Fit:
-        return await self._run(lambda: self._promises.fit(asked, now_s=self._now_s()))
+    async def fit(self, asked: AskFit, *, stock: Stock | None = None) -> Fit:
+        promises = self._of(stock)
+        return await self._run(lambda: promises.fit(asked, now_s=self._now_s()))
 
-    async def offer(self, asked: AskOffer) -> Offer:
-        return await self._run(lambda: self._promises.offer(asked))
+    async def offer(self, asked: AskOffer, *, stock: Stock | None = None) -> Offer:
+        promises = self._of(stock)
+        return await self._run(lambda: promises.offer(asked))
+
+    def _of(self, stock: Stock | None) -> Promises:
+        return self._promises if stock is None else Promises(self._database, self.party, stock)
+
+    async def standing(self) -> list[Standing]:
+        """All holds that keep something."""
+        return await self._run(lambda: self._promises.standing(self._now_s()))
+
+    async def keeps(self, key: str) -> bool:
+        """Whether something is kept for a hold, whoever's it is."""
+        return await self._run(lambda: self._promises.keeps(key, now_s=self._now_s()))
 
     async def sweep(self) -> None:
         while await self._run(lambda: self._promises.sweep(self._now_s())):
@@ -128,8 +147,9 @@ async def serve(
     ready: Callable[[], None],
     network: Network | None = None,
     told: frozenset[str] = frozenset(),
+    more: tuple[Mapping[str, type[Model]], Answer] | None = None,
 ) -> None:
-    """An embedded provider until SIGTERM or SIGINT. network, told: see ``Counter``.
+    """An embedded provider until SIGTERM or SIGINT. network, told, more: as of ``Counter``.
 
     Errors: RefusedError (file, socket, port).
     """
@@ -138,7 +158,7 @@ async def serve(
             stock.prepare(connection)
         provider = Stored(party=party, database=opened, stock=stock, clock=SystemClock())
         try:
-            async with Counter(provider, where, network=network, told=told):
+            async with Counter(provider, where, network=network, told=told, more=more):
                 ready()
                 await told_to_end()
         finally:
@@ -155,10 +175,7 @@ async def told_to_end() -> None:
 
 
 def hearing(
-    models: Mapping[str, type[Model]],
-    answer: Callable[[Model, str, str], Awaitable[Model | None]],
-    *,
-    who: Callable[[Line], str] = caller,
+    models: Mapping[str, type[Model]], answer: Answer, *, who: Callable[[Line], str] = caller
 ) -> Handler:
     """A handler for methods whose parameters have models; ``answer`` gets them, the method and the caller.
 
@@ -189,6 +206,7 @@ class Counter:
     """A provider that listens. A context manager; sweeps as long as it is there.
 
     told: the coordinators it hears (``doors.told_of``), besides root's and our own user's on this host.
+    more: methods it has besides, with the models of their parameters, and who answers them.
     """
 
     def __init__(
@@ -199,14 +217,17 @@ class Counter:
         mode: int = 0o666,
         network: Network | None = None,
         told: frozenset[str] = frozenset(),
+        more: tuple[Mapping[str, type[Model]], Answer] | None = None,
     ) -> None:
         self._provider = provider
+        self._more, self._answer_more = more or ({}, self._answer)
+        models = {**PROVIDER_PARAMS, **self._more}
         self.doors = Doors(
             where,
             network,
-            hearing(PROVIDER_PARAMS, self._answer),
+            hearing(models, self._answer),
             name="a coordinator",
-            rights=dict.fromkeys(PROVIDER_PARAMS, Right(named=told)),
+            rights=dict.fromkeys(models, Right(named=told)),
             mode=mode,
         )
         self._sweeper: asyncio.Task[None] | None = None
@@ -241,6 +262,8 @@ class Counter:
                 return await self._provider.fit(asked)
             case coalloc.OFFER, AskOffer():
                 return await self._provider.offer(asked)
+        if method in self._more:
+            return await self._answer_more(asked, method, owner)
         raise no_such_method(method)
 
     async def _sweep(self) -> None:

@@ -33,6 +33,12 @@ def gaps(busy: Iterable[Times], within: Times) -> list[Times]:
     return free
 
 
+def without(free: Iterable[Times], busy: Iterable[Times]) -> list[Times]:
+    """Free times less busy ones, in whatever order those are."""
+    taken = sorted(busy)
+    return [piece for one in free for piece in gaps(taken, one)]
+
+
 def beginnings(free: Iterable[Sequence[Times]], *, need: int, lasts_s: int) -> list[Span]:
     """When at least ``need`` units are free for ``lasts_s`` on end. free: of each unit its gaps."""
     changes: dict[int, int] = {}

@@ -7,35 +7,59 @@ granules.
 
 from __future__ import annotations
 
+import copy
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from sqlalchemy import Connection
 
 from virtgrid.core.errors import RefusedError
-from virtgrid.grid.coalloc.windows import Times, beginnings, common
-from virtgrid.grid.messages.coalloc import LONGEST_PREFIX, AskOffer, Grant, Hold, Nodes, Offer, Span, Wanted
+from virtgrid.grid.coalloc.windows import Times, beginnings, common, without
+from virtgrid.grid.crm.backend import Node, Taken
+from virtgrid.grid.messages.coalloc import (
+    LONGEST_PREFIX,
+    AskOffer,
+    Grant,
+    Hold,
+    Nodes,
+    Offer,
+    Span,
+    Wanted,
+    Window,
+)
 from virtgrid.grid.store import units
 from virtgrid.grid.store.promises import UnavailableError
 
 RANGES_LIMIT: Final = 64
 _OFFERED: Final = 16
+_REASONS: Final = 4
+"""Of nodes that cannot be had, told in a refusal."""
 _LOOKED_AT: Final = 512
 """Ranges looked at for an offer: enough to find some that are free, not so many that asking is work."""
 
 
 class SiteStock:
     """nodes: those there are, in the order they are given out. ranges: what is advertised, as networks.
+    guard_s: so long after a window nobody else gets what was promised for it.
 
     Errors: RefusedError for ranges that overlap or are no private networks of /8 to /30.
     """
 
-    def __init__(self, *, nodes: Sequence[str], ranges: Sequence[str]) -> None:
-        self._nodes = tuple(nodes)
+    def __init__(self, *, nodes: Sequence[str], ranges: Sequence[str], guard_s: int = 0) -> None:
+        self._nodes, self._guard_s = tuple(nodes), guard_s
+        self._unfit: Mapping[str, str] = {}
+        self._taken: Mapping[str, Sequence[Taken]] = {}
         if len(set(self._nodes)) != len(self._nodes):
             raise RefusedError("a node stands there twice")
         self.ranges = tuple(_networks(ranges))
+
+    def seen(self, nodes: Sequence[Node]) -> SiteStock:
+        """The same stock, with its nodes as they are now: what is unfit or somebody else's is not given."""
+        seen = copy.copy(self)
+        seen._unfit = {node.name: node.problem for node in nodes if node.problem is not None}
+        seen._taken = {node.name: node.taken for node in nodes if node.taken}
+        return seen
 
     def prepare(self, connection: Connection) -> None:
         """Nodes and ranges are known by their names; there is nothing to write down."""
@@ -53,12 +77,13 @@ class SiteStock:
             )
 
     def take(self, connection: Connection, asked: Hold) -> Grant:
-        wanted, window = asked.wanted, asked.window
+        wanted, window = asked.wanted, self._guarded(asked.window)
         assert isinstance(wanted, Nodes)
-        nodes = units.free(connection, units.NODE, self._nodes, window, want=wanted.nodes)
+        nodes = units.free(connection, units.NODE, self._willing(window), window, want=wanted.nodes)
         if len(nodes) < wanted.nodes:
             raise UnavailableError(
                 f"{_asked(wanted.nodes)}, and {len(nodes)} {'is' if len(nodes) == 1 else 'are'} free"
+                f"{self._reasons(window)}"
             )
         granules = units.granules(wanted.addresses)
         if len(units.free(connection, units.RANGE, granules, window)) < len(granules):
@@ -71,7 +96,14 @@ class SiteStock:
         self, connection: Connection, wanted: Wanted, lasts_s: int, near_s: int, within: Times
     ) -> list[Span]:
         assert isinstance(wanted, Nodes)
-        nodes = units.timetable(connection, units.NODE, self._nodes, near_s, within)
+        fit = [name for name in self._nodes if name not in self._unfit]
+        lasts_s += self._guard_s
+        nodes = [
+            without(free, ((one.begins_at_s, one.ends_at_s) for one in self._taken.get(name, ())))
+            for name, free in zip(
+                fit, units.timetable(connection, units.NODE, fit, near_s, within), strict=True
+            )
+        ]
         granules = units.granules(wanted.addresses)
         addresses = units.timetable(connection, units.RANGE, granules, near_s, within)
         return common(
@@ -81,7 +113,8 @@ class SiteStock:
 
     def offer(self, connection: Connection, asked: AskOffer) -> Offer:
         """What is there, and some ranges that are free, from a place on that ``spread`` chooses."""
-        free = units.free(connection, units.NODE, self._nodes, asked.window)
+        window = self._guarded(asked.window)
+        free = units.free(connection, units.NODE, self._willing(window), window)
         return Offer(
             nodes=len(self._nodes),
             nodes_free=len(free),
@@ -89,7 +122,32 @@ class SiteStock:
             free=tuple(self._free_ranges(connection, asked)),
         )
 
+    def _guarded(self, window: Window) -> Window:
+        """Until when what is promised for a window is nobody else's."""
+        return Window.model_construct(
+            begins_at_s=window.begins_at_s, ends_at_s=window.ends_at_s + self._guard_s
+        )
+
+    def _willing(self, window: Window) -> list[str]:
+        return [name for name in self._nodes if self._why_not(name, window) is None]
+
+    def _why_not(self, name: str, window: Window) -> str | None:
+        """What keeps a node from being promised, besides other promises."""
+        if name in self._unfit:
+            return self._unfit[name]
+        for one in self._taken.get(name, ()):
+            if one.begins_at_s < window.ends_at_s and window.begins_at_s < one.ends_at_s:
+                return one.why
+        return None
+
+    def _reasons(self, window: Window) -> str:
+        reasons = {name: self._why_not(name, window) for name in self._nodes}
+        told = [f"{name} {why}" for name, why in reasons.items() if why is not None]
+        more = ["…"] if len(told) > _REASONS else []
+        return f" ({'; '.join(told[:_REASONS] + more)})" if told else ""
+
     def _free_ranges(self, connection: Connection, asked: AskOffer) -> list[str]:
+        window = self._guarded(asked.window)
         size = 1 << (32 - asked.prefix)
         fitting = [network for network in self.ranges if network.prefixlen <= asked.prefix]
         total = sum(network.num_addresses // size for network in fitting)
@@ -103,7 +161,7 @@ class SiteStock:
                 at -= here
             candidate = f"{network.network_address + at * size}/{asked.prefix}"
             granules = units.granules(candidate)
-            if len(units.free(connection, units.RANGE, granules, asked.window)) == len(granules):
+            if len(units.free(connection, units.RANGE, granules, window)) == len(granules):
                 found.append(candidate)
                 if len(found) == _OFFERED:
                     break

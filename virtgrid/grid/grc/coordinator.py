@@ -143,6 +143,31 @@ class Coordinator:
             await party.close()
         self._thread.shutdown()
 
+    # -- what jobs ask -------------------------------------------------------------------------
+
+    @property
+    def network(self) -> str | None:
+        """The name of the network manager."""
+        return self._network
+
+    async def holds(self, id_: str) -> dict[str, str]:
+        """The keys of a reservation's holds, by party. Errors: NotFoundError."""
+        parties = (await self._known(id_)).now.kept.parties
+        return {name: one.hold.key for name, one in parties.items() if one.hold is not None}
+
+    async def ask(self, party: str, method: str, params: Mapping[str, Any], *, deadline_s: float) -> Any:
+        """Say something to a party. Errors: its own; PeerUnreachableError: not known whether it was done."""
+        return await self._call(party, method, params, deadline_s)
+
+    def check(self, wish: Reserve) -> None:
+        """Errors: RefusedError: a reservation that cannot be, whoever is asked."""
+        provider.require_window(wish.window, self._now_s())
+        self._require_known(wish)
+        if self._network is None and (wish.bandwidth_bytes_s is not None or wish.segment is not None):
+            raise RefusedError(
+                "this coordinator has no network manager", hint="reserve without bandwidth and segment"
+            )
+
     # -- what users ask ------------------------------------------------------------------------
 
     async def reserve(self, wish: Reserve, *, owner: str) -> View:
@@ -231,12 +256,7 @@ class Coordinator:
     # -- a new reservation ---------------------------------------------------------------------
 
     async def _begin(self, wish: Reserve, owner: str) -> _Course:
-        provider.require_window(wish.window, self._now_s())
-        self._require_known(wish)
-        if self._network is None and (wish.bandwidth_bytes_s is not None or wish.segment is not None):
-            raise RefusedError(
-                "this coordinator has no network manager", hint="reserve without bandwidth and segment"
-            )
+        self.check(wish)
         self._ledger.require(owner, wish, now_s=self._now_s())
         wanted, without = await self._wanted(wish)
         now = table.begin([*wanted, *without])

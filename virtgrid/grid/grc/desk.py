@@ -14,10 +14,12 @@ from virtgrid.core.errors import RefusedError
 from virtgrid.grid.doors import Doors, Network, caller, identity
 from virtgrid.grid.grc import members
 from virtgrid.grid.grc.coordinator import Coordinator
+from virtgrid.grid.grc.jobs import Jobs
 from virtgrid.grid.grc.ledger import Quotas
 from virtgrid.grid.grc.members import Members
 from virtgrid.grid.grc.parties import WireParty
 from virtgrid.grid.messages import coalloc
+from virtgrid.grid.messages import job as messages
 from virtgrid.grid.messages.coalloc import (
     ADMINISTRATOR_PARAMS,
     COORDINATOR_PARAMS,
@@ -29,6 +31,7 @@ from virtgrid.grid.messages.coalloc import (
     Which,
 )
 from virtgrid.grid.messages.common import Model
+from virtgrid.grid.messages.job import JOB_PARAMS, AskJobs, AskJournal, Submit
 from virtgrid.grid.provide import hearing, told_to_end
 from virtgrid.grid.store.database import Database
 from virtgrid.grid.store.reservations import Reservations
@@ -40,7 +43,7 @@ from virtgrid.wire.pki.places import SYSTEM
 
 #: Users of every site; what its administrator says comes over the socket of its host, from root.
 _RIGHTS: Final = {
-    **dict.fromkeys(COORDINATOR_PARAMS, Right(anybodys=frozenset({Role.USER}))),
+    **dict.fromkeys({**COORDINATOR_PARAMS, **JOB_PARAMS}, Right(anybodys=frozenset({Role.USER}))),
     **dict.fromkeys(ADMINISTRATOR_PARAMS, Right()),
 }
 _log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ _log = logging.getLogger(__name__)
 async def serve(
     *,
     database: Path,
+    journals: Path,
     sites: Mapping[str, Endpoint],
     network: tuple[str, Endpoint] | None,
     where: Endpoint,
@@ -87,14 +91,22 @@ async def serve(
             joined=joined,
             tls=tls,
         )
+        jobs = Jobs(
+            coordinator=coordinator,
+            database=opened,
+            reach=known.reach,
+            directory=journals,
+            clock=SystemClock(),
+        )
         desk = Desk(
             coordinator,
             where,
             network=None if listen is None or tls is None else Network(where=listen, tls=tls),
             members=known,
+            jobs=jobs,
             site=None if tls is None else tls.identity.site,
         )
-        async with coordinator, desk:
+        async with coordinator, jobs, desk:
             ready()
             await told_to_end()
 
@@ -111,7 +123,7 @@ def adopt(reservations: Reservations, site: str) -> None:
 
 
 class Desk:
-    """A coordinator that listens. A context manager.
+    """A coordinator that listens, and its jobs where it has some. A context manager.
 
     site: whose users those of this host are; None: they go by number. members: for who may change them.
     """
@@ -123,11 +135,12 @@ class Desk:
         *,
         mode: int = 0o666,
         network: Network | None = None,
+        jobs: Jobs | None = None,
         members: Members | None = None,
         site: str | None = None,
     ) -> None:
-        self._coordinator, self._members = coordinator, members
-        models = {**COORDINATOR_PARAMS, **(ADMINISTRATOR_PARAMS if members is not None else {})}
+        self._coordinator, self._members, self._jobs = coordinator, members, jobs
+        models = {**COORDINATOR_PARAMS, **JOB_PARAMS, **(ADMINISTRATOR_PARAMS if members is not None else {})}
         self.doors = Doors(
             where,
             network,
@@ -161,4 +174,20 @@ class Desk:
                 return await self._members.join(asked)
             case coalloc.LEAVE, Leave() if self._members is not None:
                 return await self._members.leave(asked)
+        if self._jobs is not None:
+            return await self._answer_of_jobs(self._jobs, asked, method, owner)
+        raise no_such_method(method)
+
+    async def _answer_of_jobs(self, jobs: Jobs, asked: Model, method: str, owner: str) -> Model:
+        match method, asked:
+            case messages.SUBMIT, Submit():
+                return await jobs.submit(asked, owner=owner)
+            case messages.JOB, Which():
+                return await jobs.show(asked.id, owner=owner)
+            case messages.STOP, Which():
+                return await jobs.cancel(asked.id, owner=owner)
+            case messages.JOBS, AskJobs():
+                return await jobs.list(asked.after, owner=owner)
+            case messages.FOLLOW, AskJournal():
+                return await jobs.follow(asked.id, asked.after, asked.wait_s, owner=owner)
         raise no_such_method(method)

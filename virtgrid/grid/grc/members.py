@@ -138,6 +138,13 @@ class Members:
             _log.info("site %s has left", asked.site)
         return Empty()
 
+    def reach(self, site: str) -> WireParty:
+        """Another line to a site. Errors: NotFoundError."""
+        party = self._parties.get(site)
+        if party is None:
+            raise NotFoundError(f"there is no site '{site}' (any more)", hint="virtgrid site list")
+        return crm_of(site, party.where, self._tls)
+
     def told(self, sites: SiteList) -> SiteList:
         """The list with where everybody is, and who answers there."""
         return SiteList(sites=tuple(map(self._whereabouts, sites.sites)))

@@ -6,6 +6,7 @@ commands, and the pilot tells what changes, in numbered notifications (``virtgri
 
 from __future__ import annotations
 
+import base64
 import json
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
@@ -181,6 +182,11 @@ class Output(Model):
     exec: str
     stream: Literal["stdout", "stderr"]
     data: str
+
+    @staticmethod
+    def of(exec_: str, stream: Literal["stdout", "stderr"], data: bytes) -> Output:
+        """A piece from its bytes."""
+        return Output(exec=exec_, stream=stream, data=base64.b64encode(data).decode())
 
 
 class Finished(Model):

@@ -164,6 +164,12 @@ class Promises:
         with self._database.read() as connection:
             return _known(connection, key, owner).standing(now_s)
 
+    def keeps(self, key: str, *, now_s: int) -> bool:
+        """Whether something is kept for a hold, whoever's it is."""
+        with self._database.read() as connection:
+            found = _find(connection, key)
+        return found is not None and TABLE[provider.at(found, now_s)].keeps
+
     def fit(self, wish: AskFit, *, now_s: int) -> Fit:
         """FIT. Errors: RefusedError for what this provider never has."""
         self._stock.check(wish.wanted)

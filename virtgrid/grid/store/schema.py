@@ -89,3 +89,23 @@ reservation: Final = Table(
     Column("parties", Text, nullable=False),
     Index("reservation_state", "state", "ends_at_s"),
 )
+
+#: A coordinator's jobs; the id is their reservation's. record: JSON (``virtgrid.grid.store.jobs``).
+job: Final = Table(
+    "job",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("ends_at_s", Integer, nullable=False),
+    Column("record", Text, nullable=False),
+    Index("job_state", "state", "ends_at_s"),
+)
+
+#: A site's crews, by the key of their hold. record: JSON (``virtgrid.grid.store.crews``).
+crew: Final = Table(
+    "crew",
+    metadata,
+    Column("hold", Text, primary_key=True),
+    Column("record", Text, nullable=False),
+)
