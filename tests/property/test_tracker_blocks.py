@@ -223,10 +223,11 @@ def framed(packet: Packet, ends: Ends, rng: Random) -> bytes:
 
 
 class Recording(Tracker):
-    """A tracker that keeps what has gone."""
+    """A tracker that keeps what has gone. tells: as the tracker's."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, tells: bool = True, **options: Any) -> None:
         super().__init__(**options)
+        self.tells = tells
         self.gone: list[tuple[Any, ...]] = []
 
     def closed(self, conn: Any, reason: str) -> None:
@@ -350,6 +351,7 @@ def test_frames_fed_together_do_what_they_do_one_by_one(
         "count_outgoing": outgoing,
         "connections_max": room,
         "guest_macs": [GUEST_MAC] if mine else None,
+        "tells": data.draw(st.booleans()),
     }
     before = data.draw(st.sampled_from([0, 0, 0, len(rows) // 3]))
     assert_equal(rows, [number in marked for number in range(len(rows))], sizes, options, before)

@@ -41,9 +41,10 @@ from virtgrid.tracker.connection import Connection
 from virtgrid.tracker.decode import ACK, RST, SYN, Segment
 from virtgrid.tracker.flows import Flows, Group
 from virtgrid.tracker.judge import BY_SILENCE, SUITABLE
-from virtgrid.tracker.quick import SPECIAL
+from virtgrid.tracker.plan import CHUNKED
+from virtgrid.tracker.quick import SPECIAL, chunks
 from virtgrid.tracker.recognise import undecided
-from virtgrid.tracker.streams import CHUNK, CLOSE, COUNTED, HEAD, MASK, RECORD, UNKNOWN, Stream
+from virtgrid.tracker.streams import CHUNK, CHUNK_SIZE, CLOSE, COUNTED, HEAD, MASK, RECORD, UNKNOWN, Stream
 
 if TYPE_CHECKING:
     from virtgrid.tracker.tracker import Tracker
@@ -256,51 +257,138 @@ class BlockRun:
 
     def _messages(self, group: Group, stream: Stream) -> None:
         """Take whole messages, the short way."""
-        flows = self._flows
+        flows, conn = self._flows, stream.conn
         stretches, at = flows.stretches, group.at
         place, stop = group.stretch, group.stretch_stop
-        while place < stop and stretches[place][0] < at:
+        while place < stop and stretches.first[place] < at:
             place += 1
         group.stretch = place
-        quick, conn = self._tracker.quick, stream.conn
         if (
-            place == stop or stretches[place][3] or flows.work[at] != stretches[place][0]
-            or not quick.ready(conn)
+            place == stop or stretches.odd[place] or flows.work[at] != stretches.first[place]
+            or not self._tracker.quick.ready(conn)
         ):  # fmt: skip
             return
-        times, buffer = self._times, self._block.buffer
         sides = (stream, stream.peer)
-        request, answer, part, more = quick.request, quick.answer, quick.part, self._read
-        segments = 0
+        begun = place
         while place < stop:
-            first, last, second, odd, seq, length, start, end, number = stretches[place]
-            one = sides[second]
-            at_s = times[number]
-            if odd or seq != one.nxt or (conn.quick is None and at_s >= conn.timer_s):
-                break
-            self.moment = 2 * number + 1
+            behind = place
+            if not conn.queue:
+                behind = self._exchanges(sides, place, stop)
+            if behind == place:
+                if not self._message(sides[stretches.second[place]], conn, place):
+                    break
+                behind += 1
+            place = behind
+        if place == begun:
+            return
+        group.stretch = place
+        group.at = stretches.last[place - 1] + 1
+        self._tracker.segments += group.at - at
+        self._acknowledge(sides, at, group.at)
+
+    def _message(self, one: Stream, conn: Connection, place: int) -> bool:
+        """Take a stretch as a message, or a part of one; False: it is left."""
+        quick, stretches = self._tracker.quick, self._flows.stretches
+        seq, length, number = stretches.seq[place], stretches.length[place], stretches.number[place]
+        at_s = self._times[number]
+        if stretches.odd[place] or seq != one.nxt or (conn.quick is None and at_s >= conn.timer_s):
+            return False
+        self.moment = 2 * number + 1
+        self._at, self._last = stretches.first[place], stretches.last[place]
+        if one.mode == HEAD:
+            data = self._block.buffer[stretches.start[place] : stretches.end[place]].tobytes()
             if one.to_server:
-                if not request(one, conn, buffer[start:end].tobytes(), length, at_s):
-                    break
+                done = quick.request(one, conn, data, length, at_s)
             else:
-                self._at, self._last = first, last
-                if one.mode == HEAD:
-                    head = buffer[start:end].tobytes()
-                    if not answer(one, conn, head, length, at_s, more):
-                        break
-                elif not part(one, conn, length, at_s, more):
-                    break
+                done = quick.answer(one, conn, data, length, at_s, self._read)
+        else:
+            done = quick.part(one, conn, length, at_s, self._read)
+        if done:
             one.nxt = (seq + length) & MASK
             one.position += length
             conn.last_s = at_s
+        return done
+
+    def _exchanges(self, sides: tuple[Stream, Stream], place: int, stop: int) -> int:
+        """Take whole exchanges, two stretches each, from ``place`` on; returns the stretch behind them.
+
+        Of most connections they are nearly all there is. So where nobody asks how verdicts change this
+        reads the heads and no more: 1.4 µs an exchange, which message by message is 5.
+        """
+        tracker, stretches = self._tracker, self._flows.stretches
+        side = stretches.second[place]
+        client, server = sides[side], sides[1 - side]
+        conn = client.conn
+        if place + 1 < stop:
+            stop = min(stop, stretches.apart[place + 1])
+        if (
+            place + 1 >= stop or not client.to_server or stretches.odd[place]
+            or stretches.seq[place] != client.nxt or stretches.seq[place + 1] != server.nxt
+        ):  # fmt: skip
+            return place
+        quick, tells, buffer = tracker.quick, tracker.tells, self._block.buffer
+        start, end, length = stretches.start, stretches.end, stretches.length
+        plan, limit, definition = conn.quick, conn.large_bytes, None
+        if plan is None:
+            if self._times[stretches.number[place]] >= conn.timer_s:
+                return place
+            definition, plan = quick.recognised(buffer[start[place] : end[place]].tobytes(), conn)
+            if plan is None or definition is None:
+                return place
+            limit = quick.limit(definition)
+        elif conn.state != "idle" or conn.verdict is not SUITABLE:
+            return place
+        asked, told, begun, counted, total, seen = plan.asked, plan.told, place, 0, UNKNOWN, 0
+        while place + 1 < stop:
+            data = buffer[start[place] : end[place]].tobytes()
+            word = asked(data) if len(data) == length[place] else None
+            if word is None:
+                break
             place += 1
-            segments = last + 1 - at
-        if not segments:
-            return
-        self._tracker.segments += segments
-        group.stretch = place
-        group.at = at + segments
-        self._acknowledge(sides, at, group.at)
+            answer = told(buffer[start[place] : end[place]].tobytes(), word)
+            place -= 1
+            if answer is None:
+                break
+            _, head, body, counts = answer
+            size = length[place + 1] - head
+            if body == CHUNKED:
+                self._at, self._last = stretches.first[place + 1], stretches.last[place + 1]
+                found = chunks(CHUNK_SIZE, 0, head, length[place + 1], self._read)
+                if found is None or found[0] != HEAD:
+                    break
+                size, body = found[2], UNKNOWN
+            elif size != body and (size or body > 0):
+                break
+            if size >= limit:
+                break
+            if definition is not None:
+                quick.adopt(conn, definition)
+                definition = None
+            if tells:
+                self._told(conn, word, data, place)
+            counted += counts
+            total, seen = body, size
+            place += 2
+        if place > begun:
+            count = (place - begun) // 2
+            at_s = self._times[stretches.number[place - 1]]
+            quick.exchanged(conn, count, counted, total, seen, at_s)
+            begin, behind = stretches.first[begun], stretches.last[place - 1] + 1
+            for one, sums in zip(sides, self._flows.sums, strict=True):
+                passed = sums[behind] - sums[begin]
+                one.nxt = (one.nxt + passed) & MASK
+                one.position += passed
+        return place
+
+    def _told(self, conn: Connection, word: str, data: bytes, place: int) -> None:
+        """Tell of an exchange's request and, at the next stretch, of its answer."""
+        stretches, quick = self._flows.stretches, self._tracker.quick
+        number, end = stretches.number[place], stretches.seq[place] + stretches.length[place]
+        self.moment = 2 * number + 1
+        quick.asked(conn, word, data, end & MASK, self._times[number])
+        number = stretches.number[place + 1]
+        self.moment = 2 * number + 1
+        quick.answered(conn, self._times[number])
 
     def _read(self, offset: int) -> bytes:
         """What was captured of the segment in which a place of the stretch at hand lies, from there on."""

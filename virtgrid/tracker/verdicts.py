@@ -51,6 +51,8 @@ class Verdicts(ABC):
         self.frames = 0
         self.segments = 0
         self.quick = Quick(self._machine, count_outgoing, self.turned)
+        #: Whether anybody asks how verdicts change, and how many are unsuitable; a replay may not.
+        self.tells = True
         self._run: BlockRun | None = None
         self._serial = count()
         self._unsuitable = Counts(history_s)
@@ -131,6 +133,8 @@ class Verdicts(ABC):
 
     def tell(self, conn: Connection, verdict: Verdict, end: str | None, at_s: float) -> None:
         """A connection's verdict has changed, or it has gone and ``end`` says why."""
+        if not self.tells:
+            return
         client, server = conn.named or conn.names
         state = conn.state
         word: str = verdict if end is None else "closed"
@@ -149,6 +153,8 @@ class Verdicts(ABC):
 
     def counted(self, by: int, at_s: float) -> None:
         """One connection more or less is unsuitable."""
+        if not self.tells:
+            return
         if self._run is None:
             self._unsuitable.step(by, at_s)
         else:
