@@ -38,13 +38,14 @@ import numpy as np
 from virtgrid.core.frames import FrameBlock
 from virtgrid.tracker.columns import columns_of
 from virtgrid.tracker.connection import Connection
-from virtgrid.tracker.decode import ACK, RST, SYN, Segment
+from virtgrid.tracker.decode import ACK, FIN, RST, SYN, Segment
 from virtgrid.tracker.flows import Flows, Group
-from virtgrid.tracker.judge import BY_SILENCE, SUITABLE
+from virtgrid.tracker.judge import BY_SILENCE, CONNECTING_HOLD_S, SUITABLE
 from virtgrid.tracker.plan import CHUNKED
 from virtgrid.tracker.quick import SPECIAL, chunks
 from virtgrid.tracker.recognise import undecided
 from virtgrid.tracker.streams import CHUNK, CHUNK_SIZE, CLOSE, COUNTED, HEAD, MASK, RECORD, UNKNOWN, Stream
+from virtgrid.tracker.verdicts import LINGER_S
 
 if TYPE_CHECKING:
     from virtgrid.tracker.tracker import Tracker
@@ -139,7 +140,10 @@ class BlockRun:
         """Feed a segment in its turn."""
         self._upto, self._next = number, number + 1
         self._present = group
-        self._feed(group, at)
+        if group.fin != UNKNOWN:
+            self._close(group, at)
+        elif not self._open(group, at):
+            self._feed(group, at)
         self._present = None
         self._advance(group)
         if self._touched:
@@ -173,17 +177,89 @@ class BlockRun:
         stream = tracker.streams.get(segment.key)
         if stream is not None:
             tracker.together(stream.conn)
-        by_guest = False
-        if self._macs is not None:
-            source = int(block.offsets[number]) + 6
-            by_guest = bytes(block.buffer[source : source + 6]) in self._macs
         cut = int(block.captured[number]) < int(block.wire_lens[number])
-        tracker.take(segment, by_guest, at_s, block.rest(number) if cut else None)
+        tracker.take(segment, self._by_guest(number), at_s, block.rest(number) if cut else None)
+
+    def _by_guest(self, number: int) -> bool:
+        """Whether the guest sent a frame."""
+        if self._macs is None:
+            return False
+        source = int(self._block.offsets[number]) + 6
+        return bytes(self._block.buffer[source : source + 6]) in self._macs
 
     def _cut(self, at: int) -> bool:
         """Whether of a segment only the beginning is here, and the rest is to be had."""
         flows = self._flows
         return self._block.whole is not None and flows.end[at] - flows.start[at] < flows.length[at]
+
+    # -- beginnings and ends ---------------------------------------------------------------
+
+    def _plain(self, at: int, flags: int, after: int, after_flags: int) -> bool:
+        """Whether two segments are nothing but a flag from each side."""
+        flows = self._flows
+        return (
+            flows.flags[at] & SPECIAL == flags
+            and flows.flags[after] & SPECIAL == after_flags
+            and flows.second[at] != flows.second[after]
+            and not flows.length[at]
+            and not flows.length[after]
+            and not (self._slow and (flows.index[at] in self._slow or flows.index[after] in self._slow))
+        )
+
+    def _open(self, group: Group, at: int) -> bool:
+        """Open a connection by its client's SYN, if its server's follows; False: nothing was done."""
+        tracker, flows, after = self._tracker, self._flows, at + 1
+        if after >= group.stop or not self._ahead or not self._plain(at, SYN, after, SYN | ACK):
+            return False
+        second, number = flows.second[at], flows.index[at]
+        keys = group.keys[second], group.keys[1 - second]
+        begin_s, answered_s = self._times[number], self._times[flows.index[after]]
+        if (
+            keys[0] in tracker.streams or not tracker.plain(int.from_bytes(keys[0][-2:], "big"))
+            or answered_s >= begin_s + CONNECTING_HOLD_S or self._by_guest(number)
+        ):  # fmt: skip
+            return False
+        self.moment = 2 * number + 1
+        begins = (flows.seq[at] + 1) & MASK, (flows.seq[after] + 1) & MASK
+        tracker.opened(keys, begins, (begin_s, answered_s), flows.ack[after])
+        group.at = after + 1
+        group.event = UNKNOWN
+        return True
+
+    def _ends(self, group: Group, stream: Stream, at: int) -> int:
+        """Where behind one side's end, at ``at``, is the other's, and nothing is decided in between; or 0."""
+        flows, conn = self._flows, stream.conn
+        if at + 1 >= group.stop or not flows.flags[at] & FIN:
+            return 0
+        after = flows.work[at + 1]
+        if after >= group.stop or not self._plain(at, FIN | ACK, after, FIN | ACK):
+            return 0
+        sides = (stream, stream.peer)
+        one, other = sides[flows.second[at]], sides[flows.second[after]]
+        end_s = self._times[flows.index[after]]
+        alike = (
+            conn.state == "idle" and conn.verdict is SUITABLE and self._tracker.quick.ready(conn)
+            and flows.seq[at] == one.nxt and flows.seq[after] == other.nxt
+            and end_s < min(conn.timer_s, self._times[flows.index[at]] + LINGER_S)
+        )  # fmt: skip
+        return after if alike else 0
+
+    def _close(self, group: Group, at: int) -> None:
+        """Both sides have closed: one at ``group.fin``, the other at ``at``."""
+        tracker, flows = self._tracker, self._flows
+        self._catch_up(group, at)
+        stream = tracker.streams[group.keys[0]]
+        conn, sides = stream.conn, (stream, stream.peer)
+        for place in (group.fin, at):
+            one = sides[flows.second[place]]
+            one.fin, one.fin_done = flows.seq[place], True
+        tracker.segments += 1
+        number = flows.index[at]
+        self.moment = 2 * number + 1
+        conn.state = "closing"
+        conn.last_s = self._times[number]
+        tracker.over(conn, conn.last_s)
+        group.at, group.event, group.fin = at + 1, UNKNOWN, UNKNOWN
 
     # -- as far as it goes -----------------------------------------------------------------
 
@@ -198,22 +274,25 @@ class BlockRun:
         key = group.keys[0]
         while group.at < stop:
             stream = streams.get(key)
-            alone = False
+            group.fin = UNKNOWN
             if stream is None:
                 event = work[group.at]
             else:
                 if self._ahead:
                     self._messages(group, stream)
                 event = self._event_of(group, stream)
-                alone = self._ahead and event < stop and self._alone(stream, event)
+                if event < stop and self._ahead:
+                    if behind := self._ends(group, stream, event):
+                        group.fin, event = event, behind
+                    elif self._alone(stream, event):
+                        self._feed(group, event)
+                        continue
             if event >= stop:
                 break
-            if not alone:
-                if event != group.event:
-                    group.event = event
-                    heappush(self._events, (self._flows.index[event], event, group))
-                return
-            self._feed(group, event)
+            if event != group.event:
+                group.event = event
+                heappush(self._events, (self._flows.index[event], event, group))
+            return
         group.event = UNKNOWN
 
     def _event_of(self, group: Group, stream: Stream) -> int:

@@ -28,10 +28,11 @@ class Group:
     """One connection's segments: between ``at``, the first not dealt with, and ``stop``.
 
     keys: of its two directions. stretch: the next of them that may be of use, before ``stretch_stop``. event:
-    the position of the segment that is waited for; UNKNOWN: none.
+    the position of the segment that is waited for; UNKNOWN: none. fin: where the event is the second
+    side's end, the first's.
     """
 
-    __slots__ = ("at", "event", "keys", "stop", "stretch", "stretch_stop")
+    __slots__ = ("at", "event", "fin", "keys", "stop", "stretch", "stretch_stop")
 
     def __init__(
         self, keys: tuple[bytes, bytes], places: tuple[int, int], stretches: tuple[int, int]
@@ -39,7 +40,7 @@ class Group:
         self.keys = keys
         self.at, self.stop = places
         self.stretch, self.stretch_stop = stretches
-        self.event = UNKNOWN
+        self.event = self.fin = UNKNOWN
 
 
 class _Numbers(dict[bytes, int]):

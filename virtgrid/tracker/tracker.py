@@ -242,9 +242,7 @@ class Tracker(Openings):
         if stream.fin != UNKNOWN and not stream.fin_done and finish(stream):
             machine.end(stream)
             if stream.peer.fin_done:
-                self._close(conn, at_s, "closed")
-                self._ended.closed(conn.client, at_s)
-                self._ended.closed(conn.server, at_s)
+                self.over(conn, at_s)
                 return
         if conn.dirty or (conn.verdict is SUITABLE and conn.state in BY_SILENCE and conn.last_s == at_s):
             self._evaluate(conn, at_s)

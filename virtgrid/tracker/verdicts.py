@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _CHANGES_MAX: Final = 1 << 16
 #: A closing or never answered connection is forgotten after this silence.
-_LINGER_S: Final = 60.0
+LINGER_S: Final = 60.0
 _WAITING_HOLE_S: Final = 30.0
 #: So many timers of connections that are gone are no matter.
 _TIMERS_FEW: Final = 1024
@@ -78,8 +78,11 @@ class Verdicts(ABC):
     def _evaluate(self, conn: Connection, now_s: float) -> None:
         if conn.owner is not None or conn.data is not None:
             self.together(conn)
+        self._judged(conn, now_s, *judge(conn, now_s, self._count_outgoing))
+
+    def _judged(self, conn: Connection, now_s: float, state: str, verdict: Verdict, due: float) -> None:
+        """What the judge says of a connection, and when to ask again if nothing happens until then."""
         conn.dirty = False
-        state, verdict, due = judge(conn, now_s, self._count_outgoing)
         conn.state = state
         if verdict is not conn.verdict:
             before = conn.verdict
@@ -89,7 +92,7 @@ class Verdicts(ABC):
                 self.counted(-1 if verdict is SUITABLE else 1, now_s)
             self.tell(conn, verdict, None, now_s)
         if state == "closing" or (due == NEVER and (conn.unwatched or (state == "new" and not conn.synack))):
-            due = conn.last_s + _LINGER_S
+            due = conn.last_s + LINGER_S
         elif conn.client.waiting or conn.server.waiting:
             since = min(s.waiting_since_s for s in (conn.client, conn.server) if s.waiting)
             due = min(due, since + _WAITING_HOLE_S)
@@ -114,7 +117,7 @@ class Verdicts(ABC):
             conn.timer_s = NEVER
             self._machine.now_s, self._machine.ack = due, UNKNOWN
             self.together(conn)
-            if due >= conn.last_s + _LINGER_S and (
+            if due >= conn.last_s + LINGER_S and (
                 conn.state == "closing" or not conn.synack or conn.unwatched
             ):
                 why = "since nobody watched it" if conn.unwatched else "since its end began"
