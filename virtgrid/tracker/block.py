@@ -349,7 +349,7 @@ class BlockRun:
             return
         sides = (stream, stream.peer)
         begun = place
-        while place < stop:
+        while place < stop and not stretches.odd[place]:
             behind = place
             if not conn.queue:
                 behind = self._exchanges(sides, place, stop)
@@ -370,7 +370,7 @@ class BlockRun:
         quick, stretches = self._tracker.quick, self._flows.stretches
         seq, length, number = stretches.seq[place], stretches.length[place], stretches.number[place]
         at_s = self._times[number]
-        if stretches.odd[place] or seq != one.nxt or (conn.quick is None and at_s >= conn.timer_s):
+        if seq != one.nxt or (conn.quick is None and at_s >= conn.timer_s):
             return False
         self.moment = 2 * number + 1
         self._at, self._last = stretches.first[place], stretches.last[place]
@@ -401,7 +401,7 @@ class BlockRun:
         if place + 1 < stop:
             stop = min(stop, stretches.apart[place + 1])
         if (
-            place + 1 >= stop or not client.to_server or stretches.odd[place]
+            place + 1 >= stop or not client.to_server
             or stretches.seq[place] != client.nxt or stretches.seq[place + 1] != server.nxt
         ):  # fmt: skip
             return place

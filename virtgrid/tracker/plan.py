@@ -25,7 +25,7 @@ _LINES_MAX: Final = 1024
 _LINE_BYTES_MAX: Final = 64
 _WORDS_MAX: Final = 256
 _RESTS_MAX: Final = 256
-_HEADS_MAX: Final = 1024
+_HEADS_MAX: Final = 4096
 #: Longer ones are read each time.
 _HEAD_BYTES_MAX: Final = 1024
 
