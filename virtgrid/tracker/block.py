@@ -3,7 +3,8 @@
 Most segments change nothing that anybody asks about. So the segments of a block are sorted by
 connection (flows.py), and each connection is taken as far as that goes without asking what others do:
 
-    messages    of ordinary connections, whole requests and answers at once (quick.py)
+    messages    of ordinary connections, whole requests and answers at once (messages.py)
+    openings    a SYN and the SYN-ACK that follows it; likewise the FINs of both sides of an idle connection
     runs        segments that only move counters, from the connection's state:
 
     pure ACKs                    run on, unless a segment is waiting behind a hole
@@ -11,7 +12,7 @@ connection (flows.py), and each connection is taken as far as that goes without 
     a body                       large transfer are not reached
     data, opaque                 run on, unless the connection is suitable: then the traffic ends that;
                                  of TLS only inside a record
-    SYN, FIN, RST, no ACK flag   never
+    other SYN, FIN, RST, no ACK  never
     a connection whose state came from elsewhere, until it has been compared    never
     anything else                never
 
@@ -41,10 +42,10 @@ from virtgrid.tracker.connection import Connection
 from virtgrid.tracker.decode import ACK, FIN, RST, SYN, Segment
 from virtgrid.tracker.flows import Flows, Group
 from virtgrid.tracker.judge import BY_SILENCE, CONNECTING_HOLD_S, SUITABLE
-from virtgrid.tracker.plan import CHUNKED
-from virtgrid.tracker.quick import SPECIAL, chunks
+from virtgrid.tracker.messages import Messages
+from virtgrid.tracker.quick import SPECIAL
 from virtgrid.tracker.recognise import undecided
-from virtgrid.tracker.streams import CHUNK, CHUNK_SIZE, CLOSE, COUNTED, HEAD, MASK, RECORD, UNKNOWN, Stream
+from virtgrid.tracker.streams import CHUNK, CLOSE, COUNTED, HEAD, MASK, RECORD, UNKNOWN, Stream
 from virtgrid.tracker.verdicts import LINGER_S
 
 if TYPE_CHECKING:
@@ -54,36 +55,30 @@ _ENDLESS: Final = 1 << 62
 _MOMENT: Final = itemgetter(0)
 
 
-class BlockRun:
+class BlockRun(Messages):
     """One block on its way through a tracker.
 
-    moment: of what is happening; of frame n 2n + 1, of what comes between it and the frame before 2n.
-    before: with this added, it is the tracker's, which counts on from block to block.
+    before: with this added, a moment is the tracker's, which counts on from block to block.
     """
 
     def __init__(self, tracker: Tracker, block: FrameBlock, macs: frozenset[bytes] | None) -> None:
-        self._tracker = tracker
-        self._block = block
-        self._macs = macs
         times = np.maximum.accumulate(np.maximum(block.times_s, tracker.now_s))
-        self._times = array("d", times.tobytes())
+        columns = columns_of(block, macs)
+        super().__init__(tracker, block, Flows(columns), array("d", times.tobytes()))
+        self._macs = macs
         #: The event's frame, or that with which a timer goes off: those before it have been dealt with.
         self._upto = 0
         self._next = 0
         self._touched: list[Group] = []
         #: Events to come: (frame, position, group).
         self._events: list[tuple[int, int, Group]] = []
-        self.moment = 0
         self.before = 2 * (tracker.frames - len(block) + 1)
         self._kept: list[tuple[int, Callable[..., None], tuple[Any, ...]]] = []
-        columns = columns_of(block, macs)
         self._slow = columns.slow
-        self._flows = Flows(columns)
         # Every connection has to be there still when its turn comes.
         self._ahead = tracker.total + len(self._flows.groups) <= tracker.connections_max
         #: The connection whose event is being fed.
         self._present: Group | None = None
-        self._at = self._last = 0
 
     # -- the order of events ---------------------------------------------------------------
 
@@ -333,156 +328,6 @@ class BlockRun:
             and stream.fin == stream.peer.fin == UNKNOWN
             and not self._cut(at)
         )
-
-    def _messages(self, group: Group, stream: Stream) -> None:
-        """Take whole messages, the short way."""
-        flows, conn = self._flows, stream.conn
-        stretches, at = flows.stretches, group.at
-        place, stop = group.stretch, group.stretch_stop
-        while place < stop and stretches.first[place] < at:
-            place += 1
-        group.stretch = place
-        if (
-            place == stop or stretches.odd[place] or flows.work[at] != stretches.first[place]
-            or not self._tracker.quick.ready(conn)
-        ):  # fmt: skip
-            return
-        sides = (stream, stream.peer)
-        begun = place
-        while place < stop and not stretches.odd[place]:
-            behind = place
-            if not conn.queue:
-                behind = self._exchanges(sides, place, stop)
-            if behind == place:
-                if not self._message(sides[stretches.second[place]], conn, place):
-                    break
-                behind += 1
-            place = behind
-        if place == begun:
-            return
-        group.stretch = place
-        group.at = stretches.last[place - 1] + 1
-        self._tracker.segments += group.at - at
-        self._acknowledge(sides, at, group.at)
-
-    def _message(self, one: Stream, conn: Connection, place: int) -> bool:
-        """Take a stretch as a message, or a part of one; False: it is left."""
-        quick, stretches = self._tracker.quick, self._flows.stretches
-        seq, length, number = stretches.seq[place], stretches.length[place], stretches.number[place]
-        at_s = self._times[number]
-        if seq != one.nxt or (conn.quick is None and at_s >= conn.timer_s):
-            return False
-        self.moment = 2 * number + 1
-        self._at, self._last = stretches.first[place], stretches.last[place]
-        if one.mode == HEAD:
-            data = self._block.buffer[stretches.start[place] : stretches.end[place]].tobytes()
-            if one.to_server:
-                done = quick.request(one, conn, data, length, at_s)
-            else:
-                done = quick.answer(one, conn, data, length, at_s, self._read)
-        else:
-            done = quick.part(one, conn, length, at_s, self._read)
-        if done:
-            one.nxt = (seq + length) & MASK
-            one.position += length
-            conn.last_s = at_s
-        return done
-
-    def _exchanges(self, sides: tuple[Stream, Stream], place: int, stop: int) -> int:
-        """Take whole exchanges, two stretches each, from ``place`` on; returns the stretch behind them.
-
-        Of most connections they are nearly all there is. So where nobody asks how verdicts change this
-        reads the heads and no more: 1.4 µs an exchange, which message by message is 5.
-        """
-        tracker, stretches = self._tracker, self._flows.stretches
-        side = stretches.second[place]
-        client, server = sides[side], sides[1 - side]
-        conn = client.conn
-        if place + 1 < stop:
-            stop = min(stop, stretches.apart[place + 1])
-        if (
-            place + 1 >= stop or not client.to_server
-            or stretches.seq[place] != client.nxt or stretches.seq[place + 1] != server.nxt
-        ):  # fmt: skip
-            return place
-        quick, tells, buffer = tracker.quick, tracker.tells, self._block.buffer
-        start, end, length = stretches.start, stretches.end, stretches.length
-        plan, limit, definition = conn.quick, conn.large_bytes, None
-        if plan is None:
-            if self._times[stretches.number[place]] >= conn.timer_s:
-                return place
-            definition, plan = quick.recognised(buffer[start[place] : end[place]].tobytes(), conn)
-            if plan is None or definition is None:
-                return place
-            limit = quick.limit(definition)
-        elif conn.state != "idle" or conn.verdict is not SUITABLE:
-            return place
-        asked, told, begun, counted, total, seen = plan.asked, plan.told, place, 0, UNKNOWN, 0
-        while place + 1 < stop:
-            data = buffer[start[place] : end[place]].tobytes()
-            word = asked(data) if len(data) == length[place] else None
-            if word is None:
-                break
-            place += 1
-            answer = told(buffer[start[place] : end[place]].tobytes(), word)
-            place -= 1
-            if answer is None:
-                break
-            _, head, body, counts = answer
-            size = length[place + 1] - head
-            if body == CHUNKED:
-                self._at, self._last = stretches.first[place + 1], stretches.last[place + 1]
-                found = chunks(CHUNK_SIZE, 0, head, length[place + 1], self._read)
-                if found is None or found[0] != HEAD:
-                    break
-                size, body = found[2], UNKNOWN
-            elif size != body and (size or body > 0):
-                break
-            if size >= limit:
-                break
-            if definition is not None:
-                quick.adopt(conn, definition)
-                definition = None
-            if tells:
-                self._told(conn, word, data, place)
-            counted += counts
-            total, seen = body, size
-            place += 2
-        if place > begun:
-            count = (place - begun) // 2
-            at_s = self._times[stretches.number[place - 1]]
-            quick.exchanged(conn, count, counted, total, seen, at_s)
-            begin, behind = stretches.first[begun], stretches.last[place - 1] + 1
-            for one, sums in zip(sides, self._flows.sums, strict=True):
-                passed = sums[behind] - sums[begin]
-                one.nxt = (one.nxt + passed) & MASK
-                one.position += passed
-        return place
-
-    def _told(self, conn: Connection, word: str, data: bytes, place: int) -> None:
-        """Tell of an exchange's request and, at the next stretch, of its answer."""
-        stretches, quick = self._flows.stretches, self._tracker.quick
-        number, end = stretches.number[place], stretches.seq[place] + stretches.length[place]
-        self.moment = 2 * number + 1
-        quick.asked(conn, word, data, end & MASK, self._times[number])
-        number = stretches.number[place + 1]
-        self.moment = 2 * number + 1
-        quick.answered(conn, self._times[number])
-
-    def _read(self, offset: int) -> bytes:
-        """What was captured of the segment in which a place of the stretch at hand lies, from there on."""
-        flows = self._flows
-        sums = flows.sums[flows.second[self._at]]
-        offset += sums[self._at]
-        at = bisect_right(sums, offset, self._at, self._last + 1) - 1
-        start = flows.start[at] + offset - sums[at]
-        return bytes(self._block.buffer[start : max(start, flows.end[at])])
-
-    def _acknowledge(self, sides: tuple[Stream, Stream], at: int, stop: int) -> None:
-        """What the last segments of each direction among [at, stop) acknowledge."""
-        for one, last in zip(sides, self._flows.last, strict=True):
-            if last[stop - 1] >= at:
-                one.peer.acked = self._flows.ack[last[stop - 1]]
 
     # -- runs ------------------------------------------------------------------------------
 

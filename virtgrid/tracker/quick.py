@@ -12,11 +12,10 @@ messages, or parts of them, need none of that:
 
 Out of the ordinary are gaps, anything waiting for missing segments, an end that has come, relatives
 of a data connection, state that came from elsewhere, and whatever the judge has not seen yet (dirty).
-The way is open for the definitions of which a ``Plan`` can be made: heads up to an empty line, busy
-is unsuitable and idle is suitable whatever the time, and all a rule does is push, pop and tell a
-body's length. A head that has more to say is left to the machine, before anything is changed; so
-both ways do the same, which a property test holds them to. Bytes that are fed together may be of
-many segments (block.py): what matters is when the last of them came.
+The way is open for the definitions of which a ``Plan`` can be made (plan.py). A head that has more to
+say is left to the machine, before anything is changed; so both ways do the same, which a property
+test holds them to. Bytes that are fed together may be of many segments (messages.py): what matters is
+when the last of them came.
 """
 
 from __future__ import annotations
