@@ -233,7 +233,8 @@ class Tracker(Openings):
                 machine.rest = None
             else:
                 if rest is not None:  # out of order: it may have to wait, and the rest does not
-                    machine.rest, payload = rest, machine.with_rest(payload, length)
+                    machine.rest = rest
+                    payload = machine.with_rest(payload, length)
                 if accept(stream, seq, length, payload, machine, at_s):
                     conn.last_s = at_s
         if flags & FIN and stream.fin == UNKNOWN:
