@@ -120,7 +120,7 @@ def traffic(draw: st.DrawFn) -> Rows:
 def test_frames_of_all_protocols_fed_together_do_what_they_do_one_by_one(
     rows: Rows, sizes: list[int], large_bytes: int, mine: bool
 ) -> None:
-    options = {"large_bytes": large_bytes, "guest_macs": [GUEST_MAC] if mine else None}
+    options = {"large_bytes": large_bytes, "guest_macs": [GUEST_MAC] if mine else None, "tells": not mine}
     assert_equal(rows, [False] * len(rows), sizes, options)
 
 

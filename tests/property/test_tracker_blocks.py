@@ -99,7 +99,6 @@ def traffic(draw: st.DrawFn) -> list[Row]:
     """Some connections' frames, interleaved, with what networks and captures do to them."""
     rng = Random(draw(st.integers(0, 1 << 32)))
     count = draw(st.integers(1, 4))
-    packets: list[list[Packet]] = []
     ends = []
     for number in range(count):
         near = draw(st.sampled_from([1000, MASK - 2000]))
@@ -108,16 +107,21 @@ def traffic(draw: st.DrawFn) -> list[Row]:
         )
         ends.append(one)
         draw(st.sampled_from([web, web, letters, files]))(draw, rng, one)
-        packets.append(one.out)
         for _ in range(draw(st.sampled_from([0, 0, 1, 3]))):
             spoil(draw(st.integers(0, 3)), rng, one.out)
-    rows: list[Row] = []
-    at_s = 100.0
     pauses = draw(
         st.sampled_from([[0.0, 0.001], [0.0, 0.01, -0.5, 1.0], [0.0, 0.0, 1.0, 3.0, 6.0, 31.0, 61.0]])
     )
     snaps = draw(st.sampled_from([[1 << 17], [1 << 17, 300, 60], [400]]))
-    todo = [conn for conn in range(count) if packets[conn]]
+    return woven(ends, pauses, snaps, rng)
+
+
+def woven(ends: list[Ends], pauses: list[float], snaps: list[int], rng: Random) -> list[Row]:
+    """The packets of some connections as frames, each connection's in their order."""
+    rows: list[Row] = []
+    at_s = 100.0
+    packets = [one.out for one in ends]
+    todo = [conn for conn in range(len(ends)) if packets[conn]]
     while todo:
         conn = rng.choice(todo)
         for _ in range(rng.randint(1, 8)):
@@ -223,10 +227,11 @@ def framed(packet: Packet, ends: Ends, rng: Random) -> bytes:
 
 
 class Recording(Tracker):
-    """A tracker that keeps what has gone."""
+    """A tracker that keeps what has gone. tells: as the tracker's."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, tells: bool = True, **options: Any) -> None:
         super().__init__(**options)
+        self.tells = tells
         self.gone: list[tuple[Any, ...]] = []
 
     def closed(self, conn: Any, reason: str) -> None:
@@ -350,6 +355,7 @@ def test_frames_fed_together_do_what_they_do_one_by_one(
         "count_outgoing": outgoing,
         "connections_max": room,
         "guest_macs": [GUEST_MAC] if mine else None,
+        "tells": data.draw(st.booleans()),
     }
     before = data.draw(st.sampled_from([0, 0, 0, len(rows) // 3]))
     assert_equal(rows, [number in marked for number in range(len(rows))], sizes, options, before)

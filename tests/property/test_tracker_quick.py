@@ -13,12 +13,17 @@ from test_tracker_block_protocols import traffic as other_traffic
 from test_tracker_blocks import SETTINGS, Recording, Row, everything, traffic
 from tracker_wire import GUEST_MAC, Talk, get, response
 
+from virtgrid.core.frames import block_of
 from virtgrid.tracker.definition import builtin, parse
 
 
 def assert_equal(rows: list[Row], options: dict[str, Any]) -> int:
-    """Frames through a tracker, and through one that knows no short way; how often the first took it."""
-    usual, slow = Recording(**options), Recording(**options)
+    """Frames through a tracker, and through one that knows no short way; how often the first took it.
+
+    And all at once through a third, where messages that follow each other are taken together.
+    """
+    usual, slow, together = Recording(**options), Recording(**options), Recording(**options)
+    changes: list[Any] = []
     taken = 0
     quick = usual.quick.take
 
@@ -34,7 +39,12 @@ def assert_equal(rows: list[Row], options: dict[str, Any]) -> int:
         for at_s, wire_len, data in rows:
             usual.feed(data, wire_len, at_s)
             slow.feed(data, wire_len, at_s)
-            assert everything(usual) == everything(slow)
+            found = everything(slow)
+            assert everything(usual) == found
+            changes += found["changes"]
+        patched.setattr("virtgrid.tracker.tracker._FEW_FRAMES", 1)
+        together.feed_block(block_of(rows))
+        assert everything(together) == everything(slow) | {"changes": changes}
         end_s = usual.now_s + 1000
         assert usual.snapshot(end_s) == slow.snapshot(end_s)
         assert everything(usual) == everything(slow)
@@ -46,6 +56,7 @@ OPTIONS = st.fixed_dictionaries(
         "large_bytes": st.sampled_from([1, 500, 3000, 4 << 20]),
         "count_outgoing": st.booleans(),
         "guest_macs": st.sampled_from([None, [GUEST_MAC]]),
+        "tells": st.booleans(),
     }
 )
 
@@ -64,7 +75,7 @@ def test_the_short_way_changes_nothing_about_other_protocols(rows: Rows, options
 
 asked = st.sampled_from(
     [
-        *[get()] * 3,
+        *[get()] * 9,
         get("/h", "HEAD"),
         get("/u", "POST", "Content-Length: 30") + b"u" * 30,
         get("/u", "POST", "content-length : 3") + b"abc",
@@ -88,8 +99,8 @@ asked = st.sampled_from(
 )
 told = st.sampled_from(
     [
-        *[response(40) + b"d" * 40] * 3,
-        *[response(4000) + b"d" * 4000] * 2,
+        *[response(40) + b"d" * 40] * 9,
+        *[response(4000) + b"d" * 4000] * 6,
         response(0),
         response(40) + b"d" * 41,
         response(40) + b"d" * 30,

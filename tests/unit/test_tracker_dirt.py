@@ -280,6 +280,18 @@ def test_a_frame_that_comes_too_early_is_kept_whole() -> None:
     assert (talk.view.suitable, talk.view.responses, talk.view.gaps) == (True, 2, 0)
 
 
+def test_frames_that_come_too_early_have_each_their_own_rest() -> None:
+    talk = Talk(Tracker(), snap=100, rests=True).open().ask(get("/" + "a" * 60)).ask(get("/b"))
+    first = response(3, "200 OK", "X: " + "x" * 60) + b"abc"
+    second, third = response(30, "200 OK", "Y: " + "y" * 60), b"z" * 27
+    begin = talk.server_seq
+    for data, offset in ((second, 0), (third, len(second)), (first, -len(first))):
+        talk.put(False, begin + len(first) + offset, talk.client_seq, ACK, data)
+    assert (talk.view.responses, talk.view.gaps, talk.view.state) == (2, 0, "busy")
+    talk.put(False, begin + len(first + second + third), talk.client_seq, ACK, b"end")
+    assert talk.view.state == "idle"
+
+
 def test_frames_of_other_machines_are_not_looked_at(talk: Talk) -> None:
     other = Talk(Tracker(guest_macs=[bytes(6)]))
     other.open().ask(get())

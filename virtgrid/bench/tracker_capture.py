@@ -2,9 +2,10 @@
 
 At scale 1 about 850,000 packets and 1 GB, as in the traffic that the tracker's goals were set for:
 large downloads, medium and chunked ones on kept connections, a great many small requests, and
-connections for one request each. Times run as in a network of 0.4 ms; every fifth segment is
-acknowledged, as receivers do whose network card puts segments together. All of it is IPv4 with
-TCP time stamps; checksums are left out, as offload leaves them.
+connections for one request each. An answer's head has its object's ETag and its second's Date, so heads
+repeat as a server's do. Times run as in a network of 0.4 ms; every fifth segment is acknowledged, as
+receivers do whose network card puts segments together. All of it is IPv4 with TCP time stamps;
+checksums are left out, as offload leaves them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.utils import formatdate
 from heapq import heapify, heappop, heapreplace
 from pathlib import Path
 from random import Random
@@ -30,6 +32,9 @@ _FIN, _SYN, _ACK = 0x01, 0x02, 0x10
 _MB: Final = 1 << 20
 
 _FRAME: Final = struct.Struct("!14sBBHHHBBH4s4sHHIIHHHH12s")
+#: Of each kind, and all are asked for alike: more different ones than where some are more popular.
+_OBJECTS: Final = 1000
+_BEGIN_S: Final = 1_700_000_000
 _RECORD: Final = struct.Struct("<IIII")
 _MACS: Final = (bytes.fromhex("5254000000010252540000020800"), bytes.fromhex("0252540000025254000000010800"))
 _OPTIONS: Final = b"\x01\x01\x08\x0a" + bytes(range(8))
@@ -39,9 +44,9 @@ _REQUEST: Final = (
     "Accept: */*\r\nAccept-Encoding: gzip, deflate\r\n\r\n"
 )
 _RESPONSE: Final = (
-    "HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Tue, 24 Nov 2026 10:00:00 GMT\r\n"
+    "HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: {}\r\n"
     "Content-Type: application/octet-stream\r\n{}\r\nLast-Modified: Mon, 23 Nov 2026 09:00:00 GMT\r\n"
-    'Connection: keep-alive\r\nETag: "65cbd3d0-{:x}"\r\nAccept-Ranges: bytes\r\n\r\n'
+    'Connection: keep-alive\r\nETag: "{:x}-{:x}"\r\nAccept-Ranges: bytes\r\n\r\n'
 )
 
 
@@ -105,6 +110,7 @@ class _Writer:
         self._pool = self._random.randbytes(1 << 18)
         self._whole = {n * MTU_PAYLOAD: self._pool[1 : 1 + n * MTU_PAYLOAD] for n in (1, *_TOGETHER)}
         self._packets = self._bytes = self._exchanges = 0
+        self._now_s = 0.0
 
     def write(self, kinds: list[Kind]) -> Written:
         """The connections' packets in the order of their times."""
@@ -120,6 +126,7 @@ class _Writer:
         out: list[bytes] = []
         while streams:
             at_s, number, packets = streams[0]
+            self._now_s = at_s
             found = next(packets, None)
             if found is None:
                 heappop(streams)
@@ -127,7 +134,7 @@ class _Writer:
             wait_s, header, payload = found
             size = len(header) + len(payload)
             seconds = int(at_s)
-            stamp = _RECORD.pack(1_700_000_000 + seconds, int((at_s - seconds) * 1e6), size, size)
+            stamp = _RECORD.pack(_BEGIN_S + seconds, int((at_s - seconds) * 1e6), size, size)
             out += (stamp, header, payload)
             self._packets += 1
             self._bytes += size
@@ -161,9 +168,10 @@ class _Writer:
         yield 0.0, *packet(True, _ACK)
         for _ in range(kind.requests):
             self._exchanges += 1
-            request = _REQUEST.format(f"{kind.body_bytes}/{self._random.randrange(1000)}").encode()
+            which = self._random.randrange(_OBJECTS)
+            request = _REQUEST.format(f"{kind.body_bytes}/{which}").encode()
             yield _TRIP_S, *packet(True, _ACK, request)
-            parts = list(self._answer(kind))
+            parts = list(self._answer(kind, which))
             for count, part in enumerate(parts[:-1], 1):
                 yield len(part) / _RATE_BYTES_S, *packet(False, _ACK, part)
                 if not count % _ACK_EVERY or self._payload > MTU_PAYLOAD:
@@ -174,10 +182,11 @@ class _Writer:
         yield _TRIP_S, *packet(False, _FIN | _ACK)
         yield 0.0, *packet(True, _ACK)
 
-    def _answer(self, kind: Kind) -> Iterator[bytes]:
-        """The segments of an answer."""
+    def _answer(self, kind: Kind, which: int) -> Iterator[bytes]:
+        """The segments of an answer: with which object."""
         how = "Transfer-Encoding: chunked" if kind.chunk_bytes else f"Content-Length: {kind.body_bytes}"
-        head = _RESPONSE.format(how, kind.body_bytes).encode()
+        date = formatdate(_BEGIN_S + int(self._now_s), usegmt=True)
+        head = _RESPONSE.format(date, how, 0x65CBD3D0 + which, kind.body_bytes).encode()
         if kind.chunk_bytes:
             body = bytearray(head)
             for at in range(0, kind.body_bytes, kind.chunk_bytes):
@@ -206,7 +215,7 @@ class _Writer:
 def idle_blocks(count: int) -> Iterator[FrameBlock]:
     """Connections that each had one request answered and say nothing since; from addresses of their own."""
     request = _REQUEST.format("idle").encode()
-    answer = _RESPONSE.format("Content-Length: 2", 2).encode() + b"ok"
+    answer = _RESPONSE.format(formatdate(_BEGIN_S, usegmt=True), "Content-Length: 2", 1, 2).encode() + b"ok"
     frames: list[tuple[float, int, bytes]] = []
     for number in range(count):
         address = bytes((10, 64 + (number >> 16), number >> 8 & 255, number & 255))

@@ -3,7 +3,8 @@
 Most segments change nothing that anybody asks about. So the segments of a block are sorted by
 connection (flows.py), and each connection is taken as far as that goes without asking what others do:
 
-    messages    of ordinary connections, whole requests and answers at once (quick.py)
+    messages    of ordinary connections, whole requests and answers at once (messages.py)
+    openings    a SYN and the SYN-ACK that follows it; likewise the FINs of both sides of an idle connection
     runs        segments that only move counters, from the connection's state:
 
     pure ACKs                    run on, unless a segment is waiting behind a hole
@@ -11,7 +12,7 @@ connection (flows.py), and each connection is taken as far as that goes without 
     a body                       large transfer are not reached
     data, opaque                 run on, unless the connection is suitable: then the traffic ends that;
                                  of TLS only inside a record
-    SYN, FIN, RST, no ACK flag   never
+    other SYN, FIN, RST, no ACK  never
     a connection whose state came from elsewhere, until it has been compared    never
     anything else                never
 
@@ -38,12 +39,14 @@ import numpy as np
 from virtgrid.core.frames import FrameBlock
 from virtgrid.tracker.columns import columns_of
 from virtgrid.tracker.connection import Connection
-from virtgrid.tracker.decode import ACK, RST, SYN, Segment
+from virtgrid.tracker.decode import ACK, FIN, RST, SYN, Segment
 from virtgrid.tracker.flows import Flows, Group
-from virtgrid.tracker.judge import BY_SILENCE, SUITABLE
+from virtgrid.tracker.judge import BY_SILENCE, CONNECTING_HOLD_S, SUITABLE
+from virtgrid.tracker.messages import Messages
 from virtgrid.tracker.quick import SPECIAL
 from virtgrid.tracker.recognise import undecided
 from virtgrid.tracker.streams import CHUNK, CLOSE, COUNTED, HEAD, MASK, RECORD, UNKNOWN, Stream
+from virtgrid.tracker.verdicts import LINGER_S
 
 if TYPE_CHECKING:
     from virtgrid.tracker.tracker import Tracker
@@ -52,36 +55,30 @@ _ENDLESS: Final = 1 << 62
 _MOMENT: Final = itemgetter(0)
 
 
-class BlockRun:
+class BlockRun(Messages):
     """One block on its way through a tracker.
 
-    moment: of what is happening; of frame n 2n + 1, of what comes between it and the frame before 2n.
-    before: with this added, it is the tracker's, which counts on from block to block.
+    before: with this added, a moment is the tracker's, which counts on from block to block.
     """
 
     def __init__(self, tracker: Tracker, block: FrameBlock, macs: frozenset[bytes] | None) -> None:
-        self._tracker = tracker
-        self._block = block
-        self._macs = macs
         times = np.maximum.accumulate(np.maximum(block.times_s, tracker.now_s))
-        self._times = array("d", times.tobytes())
+        columns = columns_of(block, macs)
+        super().__init__(tracker, block, Flows(columns), array("d", times.tobytes()))
+        self._macs = macs
         #: The event's frame, or that with which a timer goes off: those before it have been dealt with.
         self._upto = 0
         self._next = 0
         self._touched: list[Group] = []
         #: Events to come: (frame, position, group).
         self._events: list[tuple[int, int, Group]] = []
-        self.moment = 0
         self.before = 2 * (tracker.frames - len(block) + 1)
         self._kept: list[tuple[int, Callable[..., None], tuple[Any, ...]]] = []
-        columns = columns_of(block, macs)
         self._slow = columns.slow
-        self._flows = Flows(columns)
         # Every connection has to be there still when its turn comes.
         self._ahead = tracker.total + len(self._flows.groups) <= tracker.connections_max
         #: The connection whose event is being fed.
         self._present: Group | None = None
-        self._at = self._last = 0
 
     # -- the order of events ---------------------------------------------------------------
 
@@ -138,7 +135,10 @@ class BlockRun:
         """Feed a segment in its turn."""
         self._upto, self._next = number, number + 1
         self._present = group
-        self._feed(group, at)
+        if group.fin != UNKNOWN:
+            self._close(group, at)
+        elif not self._open(group, at):
+            self._feed(group, at)
         self._present = None
         self._advance(group)
         if self._touched:
@@ -172,17 +172,89 @@ class BlockRun:
         stream = tracker.streams.get(segment.key)
         if stream is not None:
             tracker.together(stream.conn)
-        by_guest = False
-        if self._macs is not None:
-            source = int(block.offsets[number]) + 6
-            by_guest = bytes(block.buffer[source : source + 6]) in self._macs
         cut = int(block.captured[number]) < int(block.wire_lens[number])
-        tracker.take(segment, by_guest, at_s, block.rest(number) if cut else None)
+        tracker.take(segment, self._by_guest(number), at_s, block.rest(number) if cut else None)
+
+    def _by_guest(self, number: int) -> bool:
+        """Whether the guest sent a frame."""
+        if self._macs is None:
+            return False
+        source = int(self._block.offsets[number]) + 6
+        return bytes(self._block.buffer[source : source + 6]) in self._macs
 
     def _cut(self, at: int) -> bool:
         """Whether of a segment only the beginning is here, and the rest is to be had."""
         flows = self._flows
         return self._block.whole is not None and flows.end[at] - flows.start[at] < flows.length[at]
+
+    # -- beginnings and ends ---------------------------------------------------------------
+
+    def _plain(self, at: int, flags: int, after: int, after_flags: int) -> bool:
+        """Whether two segments are nothing but a flag from each side."""
+        flows = self._flows
+        return (
+            flows.flags[at] & SPECIAL == flags
+            and flows.flags[after] & SPECIAL == after_flags
+            and flows.second[at] != flows.second[after]
+            and not flows.length[at]
+            and not flows.length[after]
+            and not (self._slow and (flows.index[at] in self._slow or flows.index[after] in self._slow))
+        )
+
+    def _open(self, group: Group, at: int) -> bool:
+        """Open a connection by its client's SYN, if its server's follows; False: nothing was done."""
+        tracker, flows, after = self._tracker, self._flows, at + 1
+        if after >= group.stop or not self._ahead or not self._plain(at, SYN, after, SYN | ACK):
+            return False
+        second, number = flows.second[at], flows.index[at]
+        keys = group.keys[second], group.keys[1 - second]
+        begin_s, answered_s = self._times[number], self._times[flows.index[after]]
+        if (
+            keys[0] in tracker.streams or not tracker.plain(int.from_bytes(keys[0][-2:], "big"))
+            or answered_s >= begin_s + CONNECTING_HOLD_S or self._by_guest(number)
+        ):  # fmt: skip
+            return False
+        self.moment = 2 * number + 1
+        begins = (flows.seq[at] + 1) & MASK, (flows.seq[after] + 1) & MASK
+        tracker.opened(keys, begins, (begin_s, answered_s), flows.ack[after])
+        group.at = after + 1
+        group.event = UNKNOWN
+        return True
+
+    def _ends(self, group: Group, stream: Stream, at: int) -> int:
+        """Where behind one side's end, at ``at``, is the other's, and nothing is decided in between; or 0."""
+        flows, conn = self._flows, stream.conn
+        if at + 1 >= group.stop or not flows.flags[at] & FIN:
+            return 0
+        after = flows.work[at + 1]
+        if after >= group.stop or not self._plain(at, FIN | ACK, after, FIN | ACK):
+            return 0
+        sides = (stream, stream.peer)
+        one, other = sides[flows.second[at]], sides[flows.second[after]]
+        end_s = self._times[flows.index[after]]
+        alike = (
+            conn.state == "idle" and conn.verdict is SUITABLE and self._tracker.quick.ready(conn)
+            and flows.seq[at] == one.nxt and flows.seq[after] == other.nxt
+            and end_s < min(conn.timer_s, self._times[flows.index[at]] + LINGER_S)
+        )  # fmt: skip
+        return after if alike else 0
+
+    def _close(self, group: Group, at: int) -> None:
+        """Both sides have closed: one at ``group.fin``, the other at ``at``."""
+        tracker, flows = self._tracker, self._flows
+        self._catch_up(group, at)
+        stream = tracker.streams[group.keys[0]]
+        conn, sides = stream.conn, (stream, stream.peer)
+        for place in (group.fin, at):
+            one = sides[flows.second[place]]
+            one.fin, one.fin_done = flows.seq[place], True
+        tracker.segments += 1
+        number = flows.index[at]
+        self.moment = 2 * number + 1
+        conn.state = "closing"
+        conn.last_s = self._times[number]
+        tracker.over(conn, conn.last_s)
+        group.at, group.event, group.fin = at + 1, UNKNOWN, UNKNOWN
 
     # -- as far as it goes -----------------------------------------------------------------
 
@@ -197,22 +269,25 @@ class BlockRun:
         key = group.keys[0]
         while group.at < stop:
             stream = streams.get(key)
-            alone = False
+            group.fin = UNKNOWN
             if stream is None:
                 event = work[group.at]
             else:
                 if self._ahead:
                     self._messages(group, stream)
                 event = self._event_of(group, stream)
-                alone = self._ahead and event < stop and self._alone(stream, event)
+                if event < stop and self._ahead:
+                    if behind := self._ends(group, stream, event):
+                        group.fin, event = event, behind
+                    elif self._alone(stream, event):
+                        self._feed(group, event)
+                        continue
             if event >= stop:
                 break
-            if not alone:
-                if event != group.event:
-                    group.event = event
-                    heappush(self._events, (self._flows.index[event], event, group))
-                return
-            self._feed(group, event)
+            if event != group.event:
+                group.event = event
+                heappush(self._events, (self._flows.index[event], event, group))
+            return
         group.event = UNKNOWN
 
     def _event_of(self, group: Group, stream: Stream) -> int:
@@ -253,69 +328,6 @@ class BlockRun:
             and stream.fin == stream.peer.fin == UNKNOWN
             and not self._cut(at)
         )
-
-    def _messages(self, group: Group, stream: Stream) -> None:
-        """Take whole messages, the short way."""
-        flows = self._flows
-        stretches, at = flows.stretches, group.at
-        place, stop = group.stretch, group.stretch_stop
-        while place < stop and stretches[place][0] < at:
-            place += 1
-        group.stretch = place
-        quick, conn = self._tracker.quick, stream.conn
-        if (
-            place == stop or stretches[place][3] or flows.work[at] != stretches[place][0]
-            or not quick.ready(conn)
-        ):  # fmt: skip
-            return
-        times, buffer = self._times, self._block.buffer
-        sides = (stream, stream.peer)
-        request, answer, part, more = quick.request, quick.answer, quick.part, self._read
-        segments = 0
-        while place < stop:
-            first, last, second, odd, seq, length, start, end, number = stretches[place]
-            one = sides[second]
-            at_s = times[number]
-            if odd or seq != one.nxt or (conn.quick is None and at_s >= conn.timer_s):
-                break
-            self.moment = 2 * number + 1
-            if one.to_server:
-                if not request(one, conn, buffer[start:end].tobytes(), length, at_s):
-                    break
-            else:
-                self._at, self._last = first, last
-                if one.mode == HEAD:
-                    head = buffer[start:end].tobytes()
-                    if not answer(one, conn, head, length, at_s, more):
-                        break
-                elif not part(one, conn, length, at_s, more):
-                    break
-            one.nxt = (seq + length) & MASK
-            one.position += length
-            conn.last_s = at_s
-            place += 1
-            segments = last + 1 - at
-        if not segments:
-            return
-        self._tracker.segments += segments
-        group.stretch = place
-        group.at = at + segments
-        self._acknowledge(sides, at, group.at)
-
-    def _read(self, offset: int) -> bytes:
-        """What was captured of the segment in which a place of the stretch at hand lies, from there on."""
-        flows = self._flows
-        sums = flows.sums[flows.second[self._at]]
-        offset += sums[self._at]
-        at = bisect_right(sums, offset, self._at, self._last + 1) - 1
-        start = flows.start[at] + offset - sums[at]
-        return bytes(self._block.buffer[start : max(start, flows.end[at])])
-
-    def _acknowledge(self, sides: tuple[Stream, Stream], at: int, stop: int) -> None:
-        """What the last segments of each direction among [at, stop) acknowledge."""
-        for one, last in zip(sides, self._flows.last, strict=True):
-            if last[stop - 1] >= at:
-                one.peer.acked = self._flows.ack[last[stop - 1]]
 
     # -- runs ------------------------------------------------------------------------------
 

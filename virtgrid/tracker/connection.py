@@ -11,7 +11,7 @@ from virtgrid.tracker.streams import HEAD, UNKNOWN, Stream
 from virtgrid.tracker.views import Verdict
 
 if TYPE_CHECKING:
-    from virtgrid.tracker.quick import Plan
+    from virtgrid.tracker.plan import Plan
 
 #: Of a request so much is kept for people.
 SHOWN_BYTES: Final = 120

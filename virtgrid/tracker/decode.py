@@ -116,12 +116,19 @@ def _after_extensions(frame: bytes, kind: int, at: int) -> int:
     return 0
 
 
-@lru_cache(1 << 13)
 def endpoints(key: bytes) -> tuple[str, str]:
     """``address:port`` of source and destination of a segment's key (IPv6 in brackets)."""
-    source_port = int.from_bytes(key[-4:-2], "big")
-    destination_port = int.from_bytes(key[-2:], "big")
-    if len(key) == 12:
-        a, b, c, d, e, f, g, h = key[:8]
-        return f"{a}.{b}.{c}.{d}:{source_port}", f"{e}.{f}.{g}.{h}:{destination_port}"
-    return f"[{IPv6Address(key[:16])}]:{source_port}", f"[{IPv6Address(key[16:32])}]:{destination_port}"
+    half = (len(key) - 4) // 2
+    return _endpoint(key[:half], key[-4:-2]), _endpoint(key[half:-4], key[-2:])
+
+
+def _endpoint(address: bytes, port: bytes) -> str:
+    return f"{_address(address)}:{port[0] << 8 | port[1]}"
+
+
+@lru_cache(1 << 13)
+def _address(address: bytes) -> str:
+    if len(address) == 4:
+        a, b, c, d = address
+        return f"{a}.{b}.{c}.{d}"
+    return f"[{IPv6Address(address)}]"

@@ -10,7 +10,7 @@ from virtgrid.tracker.connection import Connection
 from virtgrid.tracker.decode import ACK, RST, SYN, Segment
 from virtgrid.tracker.definition import Definition
 from virtgrid.tracker.ended import Ended
-from virtgrid.tracker.judge import SUITABLE
+from virtgrid.tracker.judge import CONNECTING_HOLD_S, SUITABLE, UNSUITABLE
 from virtgrid.tracker.streams import LOST, MASK, UNKNOWN, Stream
 from virtgrid.tracker.verdicts import Verdicts
 
@@ -61,6 +61,29 @@ class Openings(Verdicts):
         conn = self._new(segment.key, segment.reverse, by_guest, at_s)
         conn.client.nxt = conn.client.begin = begin
         return conn.client
+
+    def plain(self, port: int) -> bool:
+        """Whether of a connection to such a port only its client's first bytes will tell more."""
+        return port in self.server_ports and port not in self._greeters and not self._machine.expected
+
+    def opened(
+        self, keys: tuple[bytes, bytes], begins: tuple[int, int], times_s: tuple[float, float], ack: int
+    ) -> None:
+        """A client's SYN and its server's, next to each other, open a connection to a ``plain`` port.
+
+        It is as ``_open`` and the judge leave it, one after the other, when nothing is due in between; in a
+        third of the time. Of each the client's first. keys: of the directions; begins: their first bytes'
+        sequence numbers; ack: of the server's SYN.
+        """
+        conn = self._new(*keys, False, times_s[0])
+        client, server = conn.client, conn.server
+        client.nxt = client.begin = begins[0]
+        self._judged(conn, times_s[0], "new", UNSUITABLE, times_s[0] + CONNECTING_HOLD_S)
+        server.nxt = server.begin = begins[1]
+        client.acked = ack
+        conn.synack = True
+        conn.opened_s = conn.fresh_s = times_s[1]
+        self.segments += 2
 
     def _answered(self, server: Stream, segment: Segment, begin: int, at_s: float) -> None:
         server.nxt = server.begin = begin
@@ -159,6 +182,12 @@ class Openings(Verdicts):
         if conn.owner is not None and conn.owner.data is conn:
             conn.owner.data = None
         conn.part()
+
+    def over(self, conn: Connection, at_s: float) -> None:
+        """Both sides have closed."""
+        self._close(conn, at_s, "closed")
+        self._ended.closed(conn.client, at_s)
+        self._ended.closed(conn.server, at_s)
 
     def closed(self, conn: Connection, reason: str) -> None:
         """A connection has gone; for those who want to keep it (replay.py)."""

@@ -24,9 +24,11 @@ _RECORD_MAX: Final = 16 << 20
 _PIECE_BYTES: Final = 8 << 20
 _FRAMES_MAX: Final = 1 << 15
 #: Records of fewer bytes, on average, are looked for along lanes of so many bytes.
-_SHORT_BYTES: Final = 2048
-_LANE_BYTES: Final = 32 << 10
+_SHORT_BYTES: Final = 1536
+_LANE_BYTES: Final = 64 << 10
 _LANE_STEPS_MAX: Final = 256
+#: After so many steps it is asked whether they were the last.
+_LANE_STEPS: Final = 4
 _MAGIC: Final = {
     b"\xd4\xc3\xb2\xa1": ("<", 1e-6),
     b"\xa1\xb2\xc3\xd4": (">", 1e-6),
@@ -201,21 +203,24 @@ def _lanes(piece: _Piece, order: str) -> tuple[Integers, int] | None:
             starts.append(found)
     place = np.array(starts, np.int64)
     goal = np.append(place[1:], last + 1)
-    sizes = np.ndarray((last + 1,), order + "u4", piece.buffer, 8, (1,))
-    rows = []
-    for _ in range(_LANE_STEPS_MAX):
-        inside = place < goal
-        if not inside.any():
-            break
-        rows.append(np.where(inside, place, -1))
-        place = place + np.where(inside, sizes[np.minimum(place, last)] + np.int64(16), 0)
-    if (place[:-1] != goal[:-1]).any() or place[-1] <= last:
-        return None
+    sizes = np.ndarray((last + 2,), order + "u4", piece.buffer, 8, (1,))
+    rows = [place]
+    # A lane goes on behind its goal until all are there, which is cheaper than to hold it.
+    while (place < goal).any():
+        if len(rows) > _LANE_STEPS_MAX:
+            return None
+        for _ in range(_LANE_STEPS):
+            place = np.minimum(place + 16 + sizes[place], last + 1)
+            rows.append(place)
     lanes = np.array(rows).T
-    begins = lanes[lanes >= 0]
+    inside = lanes < goal[:, None]
+    arrived = lanes[np.arange(len(goal)), inside.sum(1)]
+    if (arrived != goal).any():
+        return None
+    begins = lanes[inside]
     if len(begins) > _FRAMES_MAX:
         return begins[:_FRAMES_MAX], int(begins[_FRAMES_MAX])
-    return begins, int(place[-1])
+    return begins, int(begins[-1]) + 16 + int(sizes[begins[-1]])
 
 
 # -- pcapng --------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Final
 from virtgrid.tracker.bodies import Bodies, looks_like_tls
 from virtgrid.tracker.connection import Connection, Exchange
 from virtgrid.tracker.derived import Expected
-from virtgrid.tracker.quick import Plan, plan_of
+from virtgrid.tracker.plan import Plan, plan_of
 from virtgrid.tracker.rules import GREETING, Definition
 from virtgrid.tracker.streams import BLIND, HEAD, LOST, RECORD, Stream
 
@@ -88,7 +88,11 @@ class Recogniser(Bodies):
         conn.definition = definition
         conn.quick = self._plans.get(id(definition))
         conn.label = definition.name
-        conn.large_bytes = self.large_bytes if definition.large_bytes is None else definition.large_bytes
+        conn.large_bytes = self.limit(definition)
+
+    def limit(self, definition: Definition) -> int:
+        """From how many bytes on a transfer is large."""
+        return self.large_bytes if definition.large_bytes is None else definition.large_bytes
 
     def second_thought(self, conn: Connection, line: bytes) -> None:
         """Several protocols greet alike (``220 ready``): on a strange port the client's first line tells."""

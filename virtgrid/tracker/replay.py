@@ -40,17 +40,9 @@ class _Keeping(Tracker):
 
     def __init__(self, definitions: Sequence[Definition] | None, large_bytes: int, timeline: bool) -> None:
         super().__init__(definitions, large_bytes=large_bytes)
-        self._timeline = timeline
+        self.tells = timeline
         self.timelines: dict[Connection, list[Change]] = {}
         self.done: list[Replayed] = []
-
-    def tell(self, conn: Connection, verdict: Verdict, end: str | None, at_s: float) -> None:
-        if self._timeline:
-            super().tell(conn, verdict, end, at_s)
-
-    def turned(self, conn: Connection, verdict: Verdict, at_s: float) -> None:
-        if self._timeline:
-            super().turned(conn, verdict, at_s)
 
     def counted(self, by: int, at_s: float) -> None:
         """Nobody asks a replay how many were unsuitable when."""

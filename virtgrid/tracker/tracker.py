@@ -233,7 +233,8 @@ class Tracker(Openings):
                 machine.rest = None
             else:
                 if rest is not None:  # out of order: it may have to wait, and the rest does not
-                    machine.rest, payload = rest, machine.with_rest(payload, length)
+                    machine.rest = rest
+                    payload = machine.with_rest(payload, length)
                 if accept(stream, seq, length, payload, machine, at_s):
                     conn.last_s = at_s
         if flags & FIN and stream.fin == UNKNOWN:
@@ -242,9 +243,7 @@ class Tracker(Openings):
         if stream.fin != UNKNOWN and not stream.fin_done and finish(stream):
             machine.end(stream)
             if stream.peer.fin_done:
-                self._close(conn, at_s, "closed")
-                self._ended.closed(conn.client, at_s)
-                self._ended.closed(conn.server, at_s)
+                self.over(conn, at_s)
                 return
         if conn.dirty or (conn.verdict is SUITABLE and conn.state in BY_SILENCE and conn.last_s == at_s):
             self._evaluate(conn, at_s)

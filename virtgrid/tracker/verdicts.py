@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _CHANGES_MAX: Final = 1 << 16
 #: A closing or never answered connection is forgotten after this silence.
-_LINGER_S: Final = 60.0
+LINGER_S: Final = 60.0
 _WAITING_HOLE_S: Final = 30.0
 #: So many timers of connections that are gone are no matter.
 _TIMERS_FEW: Final = 1024
@@ -51,6 +51,8 @@ class Verdicts(ABC):
         self.frames = 0
         self.segments = 0
         self.quick = Quick(self._machine, count_outgoing, self.turned)
+        #: Whether anybody asks how verdicts change, and how many are unsuitable; a replay may not.
+        self.tells = True
         self._run: BlockRun | None = None
         self._serial = count()
         self._unsuitable = Counts(history_s)
@@ -76,8 +78,11 @@ class Verdicts(ABC):
     def _evaluate(self, conn: Connection, now_s: float) -> None:
         if conn.owner is not None or conn.data is not None:
             self.together(conn)
+        self._judged(conn, now_s, *judge(conn, now_s, self._count_outgoing))
+
+    def _judged(self, conn: Connection, now_s: float, state: str, verdict: Verdict, due: float) -> None:
+        """What the judge says of a connection, and when to ask again if nothing happens until then."""
         conn.dirty = False
-        state, verdict, due = judge(conn, now_s, self._count_outgoing)
         conn.state = state
         if verdict is not conn.verdict:
             before = conn.verdict
@@ -87,7 +92,7 @@ class Verdicts(ABC):
                 self.counted(-1 if verdict is SUITABLE else 1, now_s)
             self.tell(conn, verdict, None, now_s)
         if state == "closing" or (due == NEVER and (conn.unwatched or (state == "new" and not conn.synack))):
-            due = conn.last_s + _LINGER_S
+            due = conn.last_s + LINGER_S
         elif conn.client.waiting or conn.server.waiting:
             since = min(s.waiting_since_s for s in (conn.client, conn.server) if s.waiting)
             due = min(due, since + _WAITING_HOLE_S)
@@ -112,7 +117,7 @@ class Verdicts(ABC):
             conn.timer_s = NEVER
             self._machine.now_s, self._machine.ack = due, UNKNOWN
             self.together(conn)
-            if due >= conn.last_s + _LINGER_S and (
+            if due >= conn.last_s + LINGER_S and (
                 conn.state == "closing" or not conn.synack or conn.unwatched
             ):
                 why = "since nobody watched it" if conn.unwatched else "since its end began"
@@ -131,6 +136,8 @@ class Verdicts(ABC):
 
     def tell(self, conn: Connection, verdict: Verdict, end: str | None, at_s: float) -> None:
         """A connection's verdict has changed, or it has gone and ``end`` says why."""
+        if not self.tells:
+            return
         client, server = conn.named or conn.names
         state = conn.state
         word: str = verdict if end is None else "closed"
@@ -149,6 +156,8 @@ class Verdicts(ABC):
 
     def counted(self, by: int, at_s: float) -> None:
         """One connection more or less is unsuitable."""
+        if not self.tells:
+            return
         if self._run is None:
             self._unsuitable.step(by, at_s)
         else:

