@@ -64,6 +64,20 @@ _ENDED: Final = (
     .limit(_SWEEP_ROWS)
 )
 _FORGOTTEN: Final = select(hold.c.key).where(hold.c.gone_at_s <= bindparam("until_s")).limit(_SWEEP_ROWS)
+_AT_WORK: Final = (
+    select(hold)
+    .where(
+        hold.c.key.in_(
+            select(claim.c.hold).where(
+                claim.c.kind == bindparam("kind"),
+                claim.c.begins_at_s <= bindparam("until_s"),
+            )
+        ),
+        hold.c.state == HoldState.COMMITTED,
+        hold.c.ends_at_s > bindparam("now_s"),
+    )
+    .order_by(hold.c.key)
+)
 _FREE_CLAIMS: Final = delete(claim).where(claim.c.hold == bindparam("at_key"))
 
 
@@ -186,6 +200,15 @@ class Promises:
             rows = connection.execute(select(hold).where(hold.c.state.in_(states))).all()
         records = [_record(row) for row in rows]
         return [one.standing(now_s) for one in records if TABLE[provider.at(one, now_s)].keeps]
+
+    def committed(self, kind: str, *, until_s: int, now_s: int) -> list[Standing]:
+        """Those that have units of a kind and are committed, and whose window is open at some time of now
+        until then. Costs what there is of them, and not all there are: claims of the past are cleared away.
+        """
+        with self._database.read() as connection:
+            times = {"kind": kind, "until_s": until_s, "now_s": now_s}
+            records = [_record(row) for row in connection.execute(_AT_WORK, times)]
+        return [one.standing(now_s) for one in records]
 
     def _begins(self, wish: AskFit, now_s: int) -> list[Span]:
         near_s = max(now_s, wish.near_s)
