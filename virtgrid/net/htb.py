@@ -78,7 +78,7 @@ def read(links: Links, interface: int) -> Tree | None:
         )
     classes = {}
     for kind, body in links.ask(tcmsg.GET_CLASS, tcmsg.DUMP, tcmsg.head(interface, parent=0)):
-        if kind == tcmsg.NEW_CLASS and (found := _read_class(body)) is not None:
+        if kind == tcmsg.NEW_CLASS and (found := read_class(body)) is not None:
             classes[found[0]] = found[1]
     filters = {match: minor for match, (minor, _) in _filters(links, interface).items()}
     return Tree(classes=classes, filters=filters)
@@ -160,7 +160,8 @@ def _ticks(rate_bytes_s: int) -> int:
     return min(_MOST, round((_BURST_S + _BURST_BYTES / rate_bytes_s) / _TICK_S))
 
 
-def _read_class(body: bytes) -> tuple[int, Class] | None:
+def read_class(body: bytes) -> tuple[int, Class] | None:
+    """The inverse of ``write_class``, with its minor number; None for what is no class of HTB."""
     _, _, handle, parent, _ = TCMSG.unpack_from(body)
     found = attributes(body[TCMSG.size :])
     options = attributes(found.get(OPTIONS, b""))
