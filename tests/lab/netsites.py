@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -74,6 +75,8 @@ class NetSites:
     home: Path
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     namespaces: list[str] = field(default_factory=list)
+    _keys: dict[int, str] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def sites(self) -> tuple[Site, Site]:
@@ -117,9 +120,16 @@ class NetSites:
     # -- the network manager ---------------------------------------------------------------------
 
     def reserve(
-        self, key: str, *, rate_bytes_s: int | None = None, begins_in_s: int = 0, lasts_s: int = 600
+        self,
+        key: str,
+        *,
+        rate_bytes_s: int | None = None,
+        segment: int | None = None,
+        begins_in_s: int = 0,
+        lasts_s: int = 600,
     ) -> int:
         """Held and committed; its segment."""
+        key = f"{key}-{next(self._numbers)}"
         at_s = int(time.time())
         way = ("alice", "bob")
         hold = Hold(
@@ -131,16 +141,18 @@ class NetSites:
             wanted=Paths(
                 sites=way,
                 paths=() if rate_bytes_s is None else (Way(between=way, rate_bytes_s=rate_bytes_s),),
+                segment=segment,
             ),
         )
         answer = parse(HoldAnswer, Command.HOLD, self._say(Command.HOLD, hold.model_dump(mode="json")))
         assert answer.standing is not None, answer
         self._say(Command.COMMIT, {"key": key})
         assert answer.standing.grant.segment is not None
+        self._keys[answer.standing.grant.segment] = key
         return answer.standing.grant.segment
 
-    def release(self, key: str) -> None:
-        self._say(Command.RELEASE, {"key": key})
+    def release(self, segment: int) -> None:
+        self._say(Command.RELEASE, {"key": self._keys.pop(segment)})
 
     def _say(self, method: str, params: dict[str, Any]) -> Any:
         async def say() -> Any:
@@ -177,6 +189,11 @@ class NetSites:
         """Whether a segment is at both sites, with the tunnel to the other one."""
         return all(self._peers(site, segment) == {other.wan_address} for site, other in self._pairs())
 
+    def knows(self, site: Site, segment: int) -> bool:
+        """Whether a site's virtgridd has written down that it should be there."""
+        kept = site.plan.root / "sandboxes/.networks/net.json"
+        return kept.exists() and f'"segment":{segment},' in kept.read_text()
+
     def absent(self, segment: int) -> bool:
         names = {bridge_of(segment), f"vgx{segment}"}
         return not any(names & self.links(site) for site in self.sites)
@@ -198,7 +215,7 @@ class NetSites:
 
     def node(self, site: Site, segment: int, address: str) -> Node:
         """Plugged into the segment's bridge, as a sandbox is: with the bridge's MTU."""
-        number = len(self.namespaces)
+        number = next(self._numbers)
         name = f"vgnode{os.getpid()}x{number}"
         netns.create(name)
         self.namespaces.append(name)
@@ -223,6 +240,18 @@ class NetSites:
             links.call("route", "add", dst=f"{site.wan_address}/32", oif=cable)
             links.call("neigh", "add", dst=site.wan_address, lladdr=mac, ifindex=cable, state="permanent")
         return Node(site.netns, site.wan_address)
+
+    # -- between two tests -----------------------------------------------------------------------
+
+    def mend(self) -> None:
+        """Everybody runs, and nobody has reserved anything."""
+        for name in (*(site.name for site in self.sites), "nrm"):
+            if name not in self.running:
+                self.start(name)
+        for segment in list(self._keys):
+            self.release(segment)
+        until(lambda: not any(self.links(site) for site in self.sites), "nothing is reserved")
+        until(self.free, "nothing is guaranteed")
 
     # -- after -----------------------------------------------------------------------------------
 
@@ -250,9 +279,7 @@ def net_sites(lab: Lab) -> Iterator[NetSites]:
     (home / "crm.pub").write_text(seal.public_text(seal.new_key().public_key()))
     made = NetSites(lab, home)
     try:
-        for site in lab.sites:
-            made.start(site.name)
-        made.start("nrm")
+        made.mend()
         yield made
     finally:
         made.end()

@@ -33,7 +33,7 @@ def both(pair: Pair) -> Pair:
 
 def _segment(vni: int, addresses: Sequence[str], *, peers: int = 1, id_: str = "one") -> Reserved:
     others = frozenset(addresses[1 : peers + 1])
-    return Reserved(id=id_, vni=vni, bridge=f"br{vni}", local=addresses[0], peers=others, mtu=1400)
+    return Reserved(id=id_, name="r", vni=vni, bridge=f"br{vni}", local=addresses[0], peers=others, mtu=1400)
 
 
 def _establish(links: Links, segments: Sequence[Reserved]) -> Present:

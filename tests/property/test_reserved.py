@@ -211,7 +211,7 @@ def _link(name: str, kind: str, *, index: int = 1, alias: str = "", mtu: int = 1
 
 _reserved = st.builds(
     lambda vni, id_, peers, mtu: Reserved(
-        id=id_, vni=vni, bridge=f"br{vni}", local="192.0.2.9", peers=frozenset(peers), mtu=mtu
+        id=id_, name="r", vni=vni, bridge=f"br{vni}", local="192.0.2.9", peers=frozenset(peers), mtu=mtu
     ),
     st.integers(1, 4),
     st.sampled_from(["one", "two"]),

@@ -71,6 +71,7 @@ def _reserved(one: Ordered, order: Orders, bridge: str) -> Reserved:
     hosts = {address for site in one.sites for address in order.hosts[site]}
     return Reserved(
         id=one.id,
+        name=one.reservation,
         vni=one.segment,
         bridge=bridge_of(one.segment, bridge),
         local=order.address,

@@ -153,6 +153,20 @@ def plan(shares: Sequence[Share], present: Tree | None) -> tuple[Change, ...]:
     return tuple(steps)
 
 
+def guaranteed(tree: Tree) -> dict[int, int]:
+    """What each number's packets are guaranteed in a tree, in bytes per second on the wire."""
+    leaves = {(_number(match), minor) for match, minor in tree.filters.items() if match.rank == _FLOW_RANK}
+    found: dict[int, int] = {}
+    for vni, minor in leaves:
+        if minor in tree.classes:
+            found[vni] = found.get(vni, 0) + tree.classes[minor].rate_bytes_s
+    return found
+
+
+def _number(match: Match) -> int:
+    return match.keys[-1][1] >> 8
+
+
 def _base(shares: Sequence[Share]) -> Tree:
     """The links, everything of them for everything else."""
     classes: dict[int, Class] = {}

@@ -21,15 +21,18 @@ from typing import Final
 from virtgrid.net.link import Link, Tunnel
 
 MARK: Final = "virtgrid reserved "
-"""Begins the note (ifalias) of an interface of ours; the id follows."""
+"""Begins the note (ifalias) of an interface of ours; id and name follow."""
 _DRAFT: Final = re.compile(r"vg[bx][0-9]{1,8}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserved:
-    """A segment as this host has it. id: of what it is for. local: our address, peers: the other hosts'."""
+    """A segment as this host has it. id: of what it is for; name: what people call that. local: our address,
+    peers: the other hosts'.
+    """
 
     id: str
+    name: str
     vni: int
     bridge: str
     local: str
@@ -38,7 +41,7 @@ class Reserved:
 
     @property
     def note(self) -> str:
-        return MARK + self.id
+        return f"{MARK}{self.id} {self.name}"
 
     @property
     def port(self) -> str:

@@ -15,8 +15,20 @@ from pathlib import Path
 from typing import Final
 
 from virtgrid.core.errors import NotFoundError, RefusedError
+from virtgrid.net import guarantee, htb
 from virtgrid.net.link import Link, Links, Tunnel
-from virtgrid.net.reserved import AddPeer, DropPeer, Join, MakeBridge, MakeTunnel, Present, Remove, Step, ours
+from virtgrid.net.reserved import (
+    MARK,
+    AddPeer,
+    DropPeer,
+    Join,
+    MakeBridge,
+    MakeTunnel,
+    Present,
+    Remove,
+    Step,
+    ours,
+)
 from virtgrid.net.segment import AROUND_BYTES
 from virtgrid.net.tcmsg import DUMP, attributes
 
@@ -41,6 +53,49 @@ class Uplink:
 
     interface: Link
     local: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A segment that is there. guaranteed_bytes_s: on the wire, to all other sites together."""
+
+    segment: int
+    bridge: str
+    reservation: str
+    local: str | None
+    peers: tuple[str, ...]
+    mtu: int
+    up: bool
+    guaranteed_bytes_s: int
+
+
+def status() -> tuple[Standing, ...]:
+    """The segments of reservations on this host, as the kernel has them."""
+    with Links() as links:
+        present = look(links)
+        guaranteed: dict[int, int] = {}
+        for index, root in htb.roots(links).items():
+            tree = htb.read(links, index) if root == htb.ROOT else None
+            for vni, rate in guarantee.guaranteed(tree).items() if tree is not None else ():
+                guaranteed[vni] = guaranteed.get(vni, 0) + rate
+    bridges = {link.index: link for link in present.links if ours(link)}
+    found = []
+    for link in present.links:
+        bridge = None if link.master is None else bridges.get(link.master)
+        if ours(link) and link.tunnel is not None and bridge is not None:
+            found.append(
+                Standing(
+                    segment=link.tunnel.vni,
+                    bridge=bridge.name,
+                    reservation=link.alias.removeprefix(MARK).partition(" ")[2],
+                    local=link.tunnel.local,
+                    peers=tuple(sorted(present.peers.get(link.name, ()))),
+                    mtu=link.mtu,
+                    up=link.up and bridge.up,
+                    guaranteed_bytes_s=guaranteed.get(link.tunnel.vni, 0),
+                )
+            )
+    return tuple(sorted(found, key=lambda one: one.segment))
 
 
 def look(links: Links) -> Present:
