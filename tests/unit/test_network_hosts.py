@@ -105,6 +105,7 @@ def test_a_network_of_people_is_checked_as_a_whole() -> None:
         ({"hosts": (A, A)}, "twice"),
         ({"hosts": (A,), "networks": {"b": ("10.0.0.0/8",)}}, "no --host"),
         ({"path_mtu": 100}, "--mtu"),
+        ({"links": {("a", "b"): 10**13}}, "8000gbit"),
         ({"hosts": (A, Host(site="b", address="2001:db8::1", where="unix:/x"))}, "IPv6"),
     ):
         with pytest.raises(UsageError, match=says):
@@ -194,6 +195,15 @@ async def test_managers_do_not_undo_each_other(tmp_path: Path) -> None:
         await networks.told(clash)
         assert effects.last() == [1000]
         assert list(effects.wanted[-1].problems) == [clash.segments[0].id], "and who came later is told"
+
+
+async def test_a_host_with_one_bridge_for_everybody_isolates_nobody_and_says_so(tmp_path: Path) -> None:
+    said = orders("net", TOPOLOGY, [_standing()])[A]
+    effects = Recording()
+    async with Networks(effects, bridge="br0", directory=tmp_path) as networks:
+        await networks.told(said)
+    assert effects.last() == []
+    assert "one bridge for all" in effects.wanted[-1].problems[said.segments[0].id]
 
 
 async def test_a_host_that_fails_tells_and_tries_again(tmp_path: Path) -> None:

@@ -32,12 +32,17 @@ def wanted(said: Iterable[Orders], now_s: float, *, bridge: str) -> Wanted:
     guarantee begins with the window. Of two with one number it is whose window is open, else who comes first.
     """
     orders = sorted(said, key=lambda one: one.network)
+    if "{tag}" not in bridge:
+        why = f"there is one bridge for all networks here, {bridge} (virtgrid serve host --bridge)"
+        refused = {one.id: why for order in orders for one in order.segments}
+        return Wanted(segments=(), ways={}, via={}, problems=refused)
     claims: dict[int, list[tuple[Ordered, Orders]]] = {}
     for order in orders:
         for one in order.segments:
             if now_s < one.ends_at_s:
                 claims.setdefault(one.segment, []).append((one, order))
-    chosen, problems = [], {}
+    chosen: list[tuple[Ordered, Orders]] = []
+    problems: dict[str, str] = {}
     for segment, rivals in claims.items():
         rivals.sort(key=lambda rival: (rival[0].begins_at_s, rival[1].network))
         chosen.append(rivals[0])

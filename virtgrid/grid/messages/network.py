@@ -21,6 +21,8 @@ from virtgrid.grid.messages.common import Key, Model, Name, Tag
 SEGMENTS: Final = "segments"
 """The method; of virtgridd, for network managers."""
 HOSTS_LIMIT: Final = 256
+"""Of one site."""
+ALL_SITES_LIMIT: Final = 256
 SEGMENTS_LIMIT: Final = 2048
 _NETWORKS_LIMIT: Final = 512
 
@@ -82,8 +84,11 @@ class Orders(Model):
     network: Party
     site: Party
     address: Address
-    hosts: dict[Party, Annotated[tuple[Address, ...], Field(max_length=HOSTS_LIMIT)]]
-    reach: dict[Party, Reach]
+    hosts: Annotated[
+        dict[Party, Annotated[tuple[Address, ...], Field(min_length=1, max_length=HOSTS_LIMIT)]],
+        Field(max_length=ALL_SITES_LIMIT),
+    ]
+    reach: Annotated[dict[Party, Reach], Field(max_length=ALL_SITES_LIMIT)]
     segments: Annotated[tuple[Ordered, ...], Field(max_length=SEGMENTS_LIMIT)]
 
     @model_validator(mode="after")
@@ -96,6 +101,8 @@ class Orders(Model):
         for one in self.segments:
             if unknown := sorted({*one.sites, *one.rates} - self.hosts.keys()):
                 raise ValueError(f"segment {one.segment} is of site {unknown[0]}, of which no host is told")
+            if one.ends_at_s <= one.begins_at_s:
+                raise ValueError(f"segment {one.segment} ends before it begins")
             if unreached := sorted(one.rates.keys() - self.reach.keys()):
                 raise ValueError(f"segment {one.segment} has a rate to {unreached[0]}, and there is no link")
         return self

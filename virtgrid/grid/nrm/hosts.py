@@ -23,7 +23,6 @@ from virtgrid.grid.provide import Stored
 from virtgrid.grid.store import units
 from virtgrid.wire.endpoint import Endpoint, dial
 from virtgrid.wire.line import Line, deaf
-from virtgrid.wire.message import BadMessageError
 
 LEAD_S: Final = 60
 """Segments are made so long before their window: when it opens they are there."""
@@ -77,7 +76,7 @@ class Teller:
             self._news.clear()
             try:
                 await self._tell()
-            except (VirtgridError, BadMessageError) as error:
+            except (VirtgridError, ValueError) as error:
                 self._heard(str(error))
                 await self._pause(wait_s)
                 wait_s = min(_BACKOFF_S[1], wait_s * 2)
@@ -97,6 +96,9 @@ class Teller:
             for task in (news, lost):
                 if task is not None:
                     task.cancel()
+        if self._line is not None and self._line.lost is not None:
+            # It is being restarted; or there are two of us, who must not hang up on each other all the time.
+            await asyncio.sleep(_BACKOFF_S[0])
 
     async def _tell(self) -> None:
         assert self._orders is not None
@@ -136,7 +138,11 @@ class Hosts:
         self._tellers = [
             Teller(host, name=f"virtgridd of {host.site} at {host.address}") for host in self._topology.hosts
         ]
-        await self._look()
+        try:
+            await self._look()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         self._promises.changed = self._changed
         self._looking = asyncio.create_task(self._look_again(), name="segments")
         return self

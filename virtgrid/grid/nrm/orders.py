@@ -36,6 +36,8 @@ PATH_MTU: Final = 1500
 _ETHERNET_BYTES: Final = 14 + 24  # header; checksum, preamble and gap
 _TUNNEL_BYTES: Final = {4: 50, 6: 70}
 _HEADERS_BYTES: Final = 20 + 32  # IPv4; TCP with the time stamps everybody uses
+_HOSTS_LIMIT: Final = 2048
+"""Of all sites: every host is told of all."""
 _SLACK_PART: Final = 50
 """Of a link nobody uses the last fiftieth: the queue must be ours, and not the wire's."""
 _OTHERS_PART: Final = 100
@@ -66,6 +68,11 @@ class Topology:
     def __post_init__(self) -> None:
         if not 1000 <= self.path_mtu <= 65000:
             raise UsageError(f"--mtu: between 1000 and 65000, not {self.path_mtu}")
+        if len(self.hosts) > _HOSTS_LIMIT:
+            raise UsageError(f"--host: at most {_HOSTS_LIMIT}, not {len(self.hosts)}")
+        for (one, other), rate in self.links.items():
+            if not 1000 <= rate <= 10**12:
+                raise UsageError(f"--link {one}:{other}: its rate is between 8kbit and 8000gbit")
         seen = [host.address for host in self.hosts] + [host.where for host in self.hosts]
         if twice := next((one for one in seen if seen.count(one) > 1), None):
             raise UsageError(f"--host: {twice} stands there twice")
