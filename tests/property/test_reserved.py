@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from virtgrid.grid.messages.network import Ordered, Orders, Reach
@@ -37,6 +37,7 @@ from virtgrid.net.reserved import (
     Step,
 )
 
+SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 PEERS = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
 
 # -- guarantees ----------------------------------------------------------------------------------
@@ -112,6 +113,7 @@ def _rates(tree: Tree | None) -> dict[Match, int]:
     return {m: tree.classes[c].rate_bytes_s for m, c in tree.filters.items() if m.rank == 10}
 
 
+@SETTINGS
 @given(st.lists(st.tuples(_shares(), st.integers(0, 40)), min_size=1, max_size=4))
 def test_every_flow_has_its_rate_and_nobody_is_promised_too_much(
     told: list[tuple[list[Share], int]],
@@ -130,6 +132,7 @@ def test_every_flow_has_its_rate_and_nobody_is_promised_too_much(
         assert _rates(kernel.tree) == wanted_rates
 
 
+@SETTINGS
 @given(_flows(1000), _flows(1000))
 def test_a_flow_that_stays_is_never_without_its_class(
     before: tuple[Flow, ...], after: tuple[Flow, ...]
@@ -233,6 +236,7 @@ _strange = st.sets(st.sampled_from(["br1", "vgx2", "br3", "eth0", "vxlan4"])).ma
 )
 
 
+@SETTINGS
 @given(_strange, st.lists(st.tuples(_sets, st.integers(0, 20)), min_size=1, max_size=4))
 def test_the_segments_that_can_be_are_there_and_nothing_else_is_touched(
     strange: dict[str, Link], told: list[tuple[list[Reserved], int]]
@@ -304,6 +308,7 @@ _orders = st.lists(_ordered, max_size=5, unique_by=lambda one: one.id).map(
 )
 
 
+@SETTINGS
 @given(_orders, st.floats(0, 45))
 def test_a_segment_is_there_until_its_window_ends_and_its_rate_within_it(
     orders: Orders, now_s: float

@@ -125,6 +125,8 @@ class Virtgridd:
                 await ended
         finally:
             ended.cancel()
+            for name in [name for name, one in self._managers.items() if one is line]:
+                del self._managers[name]
             guest = self._of_line.pop(line, None)
             if guest is not None:
                 guest.lines.discard(line)

@@ -107,7 +107,9 @@ def look(links: Links) -> Present:
 
 def addresses(links: Links) -> frozenset[str]:
     """All of this host."""
-    return frozenset(str(one.get_attr("IFA_ADDRESS")) for one in links.call("get_addr"))
+    # Of a point-to-point interface the address is the other end's, and the local one ours.
+    told = (one.get_attr("IFA_LOCAL") or one.get_attr("IFA_ADDRESS") for one in links.call("get_addr"))
+    return frozenset(map(str, told))
 
 
 def uplink(links: Links, present: Present, to: str) -> Uplink:

@@ -21,6 +21,8 @@ _LOOKED_AT: Final = 4096
 time.
 """
 _AT_ONCE: Final = 64
+_RESTING: Final = 4 * _AT_ONCE
+"""Segments looked at for one that has rested; then any one will do."""
 REST_S: Final = 60
 """So long a segment is left alone between two reservations, while there are others."""
 
@@ -123,9 +125,9 @@ class NetworkStock:
         candidates = self._candidates(wanted)
         begins_s, ends_s = window.begins_at_s, window.ends_at_s
         resting = Window.model_construct(begins_at_s=max(0, begins_s - REST_S), ends_at_s=ends_s + REST_S)
-        for times in (resting, window):
-            for at in range(0, len(candidates), _AT_ONCE):
-                some = candidates[at : at + _AT_ONCE]
+        for times, looked_at in ((resting, candidates[:_RESTING]), (window, candidates)):
+            for at in range(0, len(looked_at), _AT_ONCE):
+                some = looked_at[at : at + _AT_ONCE]
                 if free := units.free(connection, units.SEGMENT, some, times, want=1):
                     return free[0]
         which = "no segment is free" if wanted.segment is None else f"segment {wanted.segment} is taken"
