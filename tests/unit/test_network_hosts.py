@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,16 @@ from wire_ends import listening, until
 
 from virtgrid.core.errors import UsageError, VirtgridError
 from virtgrid.grid.coalloc.provider import Record
-from virtgrid.grid.messages.coalloc import Grant, HoldState, Standing, Window
+from virtgrid.grid.messages.coalloc import Grant, Hold, HoldState, Paths, Standing, Window
 from virtgrid.grid.messages.coalloc import Path as Way
 from virtgrid.grid.messages.common import parse
 from virtgrid.grid.messages.network import SEGMENTS, Orders, bridge_of
 from virtgrid.grid.nrm.hosts import Teller
 from virtgrid.grid.nrm.orders import Host, Topology, orders, parse_host, parse_networks
+from virtgrid.grid.nrm.stock import NetworkStock
+from virtgrid.grid.store import units
+from virtgrid.grid.store.database import Database
+from virtgrid.grid.store.promises import Promises
 from virtgrid.host.networks import Networks
 from virtgrid.host.wanted import Wanted
 from virtgrid.wire.message import BadMessageError
@@ -265,3 +269,59 @@ async def test_a_host_that_answers_nonsense_harms_nobody(tmp_path: Path) -> None
         teller.say(orders("net", TOPOLOGY, [])[A])
         await asyncio.wait_for(teller.told(), 20)
         assert answers == []
+
+
+# -- which promises there are to be kept now -----------------------------------------------------
+
+
+@pytest.fixture
+def promises(tmp_path: Path) -> Iterator[Promises]:
+    stock = NetworkStock(links={("a", "b"): 1000}, segments=(1, 2))
+    with Database(tmp_path / "net.db") as database:
+        with database.write() as connection:
+            stock.prepare(connection)
+        yield Promises(database, "net", stock)
+
+
+NOW_S = 1_800_000_000
+
+
+def _promise(promises: Promises, key: str, begins: int, ends: int, *, commit: bool = True) -> int | None:
+    """The segment; begins and ends are seconds from now."""
+    asked = Hold(
+        key=key,
+        reservation="r",
+        window=Window(begins_at_s=NOW_S + begins, ends_at_s=NOW_S + ends),
+        ttl_s=30,
+        asked_at_s=NOW_S,
+        wanted=Paths(sites=("a", "b"), paths=(Way(between=("a", "b"), rate_bytes_s=10),)),
+    )
+    standing = promises.hold(asked, owner="me", now_s=NOW_S).standing
+    assert standing is not None
+    if commit:
+        promises.commit(key, owner="me", now_s=NOW_S)
+    return standing.grant.segment
+
+
+def test_what_is_committed_and_open_now_or_soon_is_at_work(promises: Promises) -> None:
+    for key, begins, ends in (("open-now", 0, 100), ("opens-soon", 250, 300), ("opens-later", 1000, 2000)):
+        _promise(promises, key, begins, ends)
+    _promise(promises, "only-held", 0, 50, commit=False)
+
+    def at_work(now_s: int) -> list[str]:
+        found = promises.committed(units.SEGMENT, until_s=now_s + 60, now_s=now_s)
+        assert all(one.grant.sites == ("a", "b") and one.grant.paths for one in found)
+        return [one.key for one in found]
+
+    assert at_work(NOW_S) == ["open-now"]
+    assert at_work(NOW_S + 200) == ["opens-soon"], "what has ended counts no more, swept or not"
+    promises.release("opens-soon", owner="me", now_s=NOW_S)
+    assert at_work(NOW_S + 250) == []
+    assert at_work(NOW_S + 940) == ["opens-later"]
+
+
+def test_a_segment_rests_between_two_reservations_while_there_are_others(promises: Promises) -> None:
+    assert _promise(promises, "the-first", 0, 100) == 1
+    assert _promise(promises, "right-after", 100, 200) == 2, "1 is free, but was just somebody's"
+    assert _promise(promises, "long-after", 300, 400) == 1
+    assert _promise(promises, "at-a-pinch", 200, 300) == 1, "no other is free at all that has rested"

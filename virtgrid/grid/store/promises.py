@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, text, update
 
 from virtgrid.core.errors import NotFoundError, RefusedError
 from virtgrid.grid.coalloc import provider, windows
@@ -64,20 +64,13 @@ _ENDED: Final = (
     .limit(_SWEEP_ROWS)
 )
 _FORGOTTEN: Final = select(hold.c.key).where(hold.c.gone_at_s <= bindparam("until_s")).limit(_SWEEP_ROWS)
-_AT_WORK: Final = (
-    select(hold)
-    .where(
-        hold.c.key.in_(
-            select(claim.c.hold).where(
-                claim.c.kind == bindparam("kind"),
-                claim.c.begins_at_s <= bindparam("until_s"),
-            )
-        ),
-        hold.c.state == HoldState.COMMITTED,
-        hold.c.ends_at_s > bindparam("now_s"),
-    )
-    .order_by(hold.c.key)
-)
+# By way of the claims, of which few have begun; left to itself SQLite would look at all that is committed.
+_AT_WORK: Final = text("""
+    SELECT DISTINCT hold.* FROM claim CROSS JOIN hold ON hold.key = claim.hold
+    WHERE claim.kind = :kind AND claim.begins_at_s <= :until_s
+      AND hold.state = 'COMMITTED' AND hold.ends_at_s > :now_s
+    ORDER BY hold.key
+""")
 _FREE_CLAIMS: Final = delete(claim).where(claim.c.hold == bindparam("at_key"))
 
 
