@@ -36,14 +36,20 @@ def bridge_of(segment: int, pattern: str = BRIDGE) -> str:
 
 
 def _host(text: str) -> str:
-    address = ipaddress.ip_address(text)
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError("it should be an IPv4 or IPv6 address") from None
     if address.is_loopback or address.is_multicast or address.is_unspecified or "%" in text:
         raise ValueError("not an address a host can have")
     return str(address)
 
 
 def _network(text: str) -> str:
-    return str(ipaddress.ip_network(text))
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError("it should be a network, as 192.0.2.0/24") from None
 
 
 #: Of a host, IPv4 or IPv6.

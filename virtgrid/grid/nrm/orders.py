@@ -126,6 +126,11 @@ def parse_host(text: str) -> Host:
     site, _, rest = text.partition("=")
     address, _, where = rest.partition("@")
     require(Party, "--host", site)
+    if not where:
+        raise UsageError(
+            f"--host: '{text[:80]}' does not say where its virtgridd listens",
+            hint="alpha=192.0.2.1@unix:/run/virtgrid/host.sock, for instance",
+        )
     require(Address, "--host", address)
     Endpoint.parse(where)
     return Host(site=site, address=str(ipaddress.ip_address(address)), where=where)
