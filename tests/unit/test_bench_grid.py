@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 from virtgrid.bench.grid import GridPlan, Samples, clashes, figures, packed
+from virtgrid.bench.rates import Rate
 from virtgrid.bench.result import Figure
 from virtgrid.grid.messages.coalloc import Grant, PartyState, PartyView, ReservationState, View, Window
 from virtgrid.grid.store.audit import audit
@@ -20,7 +23,7 @@ def _figures(samples: Samples) -> dict[str, Figure]:
 
 def test_every_figure_of_the_contract_is_there_and_nothing_measured_meets_no_goal() -> None:
     found = _figures(Samples())
-    for name in ("commit_ms", "hold_p99_ms_100k", "double_allocations"):
+    for name in ("commit_ms", "hold_p99_ms_100k", "double_allocations", "rate_error_share"):
         assert found[name].ok is False
 
 
@@ -41,6 +44,21 @@ def test_figures_are_what_was_measured() -> None:
     assert found["hold_p99_ms_100k"].ratio == 2
     assert (found["double_allocations"].value, found["double_allocations"].ok) == (1, False)
     assert found["race_won_per_s"].value == 2
+
+
+def test_a_rate_is_as_wrong_as_its_worst_run_on_either_side() -> None:
+    def rate(mbit: float, way: str, *, guaranteed: bool = True) -> Rate:
+        return Rate(guaranteed=guaranteed, way=way, bits_s=mbit * 1e6, neighbour_bits_s=60e6)
+
+    measured = [rate(40, "forth"), rate(41, "forth"), rate(36, "back"), rate(10, "back", guaranteed=False)]
+    found = _figures(Samples(rates=measured))
+    assert found["rate_error_share"].value == pytest.approx(0.1)
+    assert found["rate_error_share"].peer == pytest.approx(0.75)
+    assert found["rate_error_share"].ok is False
+    assert (found["rate_error_share_forth"].value, found["rate_error_share_forth"].ok) == (
+        pytest.approx(0.025),
+        True,
+    )
 
 
 def _view(id_: str, begins_s: int, grant: Grant) -> View:

@@ -19,18 +19,28 @@ from tests.wire_ends import dialled, until
 from virtgrid.core.errors import RefusedError
 from virtgrid.grid.messages import frames
 from virtgrid.grid.messages import ticket as tickets
+from virtgrid.grid.messages.network import SEGMENTS
 from virtgrid.grid.messages.node import Init, SetKeys
 from virtgrid.grid.node import sshfiles
 from virtgrid.host import runner
 from virtgrid.host.daemon import Virtgridd
 from virtgrid.host.guests import GRACE_S, Libvirt, spec_of
+from virtgrid.host.networks import Networks
 from virtgrid.host.notices import Notice, NoticeSocket, read
 from virtgrid.host.tenancies import Tenancies, Tenancy
+from virtgrid.host.wanted import Wanted
 from virtgrid.wire import seal
 from virtgrid.wire.endpoint import Endpoint
 from virtgrid.wire.message import RemoteError
 
 KEY = seal.new_key()
+
+
+class Quiet:
+    """A host without a network."""
+
+    def establish(self, want: Wanted) -> dict[str, str]:
+        return {}
 
 
 def _daemon(tmp_path: Path) -> Virtgridd:
@@ -40,6 +50,7 @@ def _daemon(tmp_path: Path) -> Virtgridd:
         bridge="br{tag}",
         libvirt=Libvirt("test:///nowhere", state=str(tmp_path)),
         tenancies=Tenancies(tmp_path / "tenancies"),
+        networks=Networks(Quiet(), directory=tmp_path / "networks"),
         orphan_s=60,
         notices=tmp_path / "notice",
     )
@@ -103,6 +114,28 @@ async def test_there_is_one_virtgridd(tmp_path: Path) -> None:
             await _daemon(tmp_path).__aenter__()
     assert not (tmp_path / "host").exists()
     assert not (tmp_path / "notice").exists()
+
+
+@pytest.mark.usefixtures("somebody")
+async def test_only_root_and_network_managers_say_which_segments_there_are(tmp_path: Path) -> None:
+    async with _daemon(tmp_path), dialled(Endpoint(tmp_path / "host")) as line:
+        with pytest.raises(RefusedError, match="user 5001 of this host may not ask segments"):
+            await line.call(SEGMENTS, {})
+
+
+async def test_the_newer_line_of_a_manager_counts(tmp_path: Path) -> None:
+    said = {
+        "network": "net", "site": "a", "address": "192.0.2.1", "hosts": {"a": ["192.0.2.1"]}, "reach": {},
+        "segments": [],
+    }  # fmt: skip
+    async with _daemon(tmp_path), dialled(Endpoint(tmp_path / "host")) as old:
+        assert await old.call(SEGMENTS, said) == {"problems": {}}
+        with pytest.raises(RemoteError, match="segments: address"):
+            await old.call(SEGMENTS, {**said, "address": "nowhere"})
+        async with dialled(Endpoint(tmp_path / "host")) as new:
+            assert await new.call(SEGMENTS, said) == {"problems": {}}
+            await old.wait_ended()
+            assert await new.call(SEGMENTS, said) == {"problems": {}}
 
 
 # -- notices -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ twice.
 ``commit_ms_slurm``: the same with both CRMs over a Slurm of four nodes, two for each.
 ``hold_p99_ms_…``: the stores of a site and of a network with so many reservations in them, and a HOLD on
 the disk. Then coordinators race for the same few nodes, and what everybody was granted is compared with
-what everybody else was.
+what everybody else was. ``rate_error_share``: what a guarantee of bandwidth is worth (``rates``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from virtgrid.bench import rates
 from virtgrid.bench.grid_parts import PROVIDERS, SITES, database, endpoint, running
+from virtgrid.bench.rates import Rate
 from virtgrid.bench.result import Figure, Result, at_most, figure
 from virtgrid.bench.where import environment
 from virtgrid.core.errors import VirtgridError
@@ -50,6 +52,7 @@ from virtgrid.grid.store.audit import audit
 from virtgrid.grid.store.bulk import fill
 from virtgrid.grid.store.database import Database
 from virtgrid.grid.store.promises import Promises
+from virtgrid.lab.lab import obstacle
 from virtgrid.lab.slurm import cluster
 from virtgrid.lab.slurm.cluster import Cluster
 from virtgrid.lab.stage import Tell
@@ -66,7 +69,7 @@ _RATE_BYTES_S: Final = 12_500_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridPlan:
     """commits: reservations, one after the other. stored: reservations in a full store; holds: tried there.
-    racers: coordinators that race; race_s: for how long.
+    racers: coordinators that race; race_s: for how long. rate_rounds, rate_seconds: of guarantees.
     """
 
     commits: int = 100
@@ -74,6 +77,8 @@ class GridPlan:
     holds: int = 1000
     racers: int = 8
     race_s: float = 60.0
+    rate_rounds: int = 5
+    rate_seconds: int = 5
     seed: int = 1
 
 
@@ -92,6 +97,7 @@ class Samples:
     unknown: int = 0
     race_s: float = 0.0
     twice: tuple[str, ...] = ()
+    rates: list[Rate] = field(default_factory=list)
 
 
 def measure(plan: GridPlan, tell: Tell) -> Result:
@@ -103,6 +109,10 @@ def measure(plan: GridPlan, tell: Tell) -> Result:
         _slurm_commits(plan, samples, Path(directory) / "slurm", tell)
         _stores(plan, samples, Path(directory), tell)
         _race(plan, samples, Path(directory) / "race", tell)
+    if reason := obstacle():
+        tell(f"guarantees of bandwidth are not measured: {reason}")
+    else:
+        samples.rates = rates.measure(plan.rate_rounds, plan.rate_seconds, tell)
     return Result(bench="grid", environment=where, figures=figures(plan, samples), raw=_raw(samples))
 
 
@@ -128,7 +138,7 @@ def figures(plan: GridPlan, samples: Samples) -> tuple[Figure, ...]:
     found.append(figure("double_allocations", twice, goal=at_most(0)))
     rate = [samples.won / samples.race_s] if samples.race_s else []
     found.append(figure("race_won_per_s", rate, "1/s"))
-    return tuple(found)
+    return (*found, *rates.figures(samples.rates))
 
 
 # -- one user ------------------------------------------------------------------------------------
@@ -390,4 +400,5 @@ def _raw(samples: Samples) -> dict[str, Any]:
         "refused_ms": {name: rounded(times) for name, times in samples.refused.items()},
         "race": {"won": samples.won, "lost": samples.lost, "unknown": samples.unknown},
         "promised_twice": list(samples.twice),
+        "rates": [one.as_dict() for one in samples.rates],
     }

@@ -49,12 +49,12 @@ class Wire:
     server: tuple[str, ...] | None
 
     @contextmanager
-    def serving(self) -> Iterator[None]:
+    def serving(self, port: int = PORT) -> Iterator[None]:
         """An iperf3 server at the far end, for one test."""
         if self.server is None:
             yield
             return
-        words = [*self.server, str(_IPERF), "-s", "-1", "-p", str(PORT), "--forceflush"]
+        words = [*self.server, str(_IPERF), "-s", "-1", "-p", str(port), "--forceflush"]
         server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             assert server.stdout is not None

@@ -1,4 +1,7 @@
-"""``virtgrid segment``: one network segment stretched over two hosts, so that guests keep their addresses."""
+"""``virtgrid segment``: one network segment stretched over two hosts, so that guests keep their addresses.
+
+And the segments that reservations have on this host.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ import typer
 
 from virtgrid.cli.output import print_json, print_table, run
 from virtgrid.core.errors import RefusedError
-from virtgrid.net import segment
+from virtgrid.net import reserving, segment
 from virtgrid.net.segment import Segment
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    help="A segment stretched over two hosts: give `up` at both, each naming the other.",
+    help="A segment stretched over two hosts: give `up` at both, each naming the other. And reserved ones.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON array on standard output.")]
@@ -53,6 +56,29 @@ def down(
 def status(as_json: Json = False) -> None:
     """Show the segments of this host."""
     _show(segment.status(), as_json)
+
+
+@app.command()
+@run
+def reserved(as_json: Json = False) -> None:
+    """Show the segments that reservations have on this host, as virtgridd made them."""
+    found = reserving.status()
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            one.segment,
+            one.bridge,
+            one.reservation,
+            " ".join(one.peers) or "-",
+            one.mtu,
+            f"{one.guaranteed_bytes_s * 8 / 1e6:.4g} Mbit/s" if one.guaranteed_bytes_s else "-",
+            "up" if one.up else "down",
+        )
+        for one in found
+    ]
+    print_table(("SEGMENT", "BRIDGE", "RESERVATION", "OTHER HOSTS", "MTU", "GUARANTEED", "STATE"), rows)
 
 
 def _require_root() -> None:

@@ -18,6 +18,7 @@ from virtgrid.core.errors import PeerUnreachableError, RefusedError, UsageError
 from virtgrid.core.journal import state_dir
 from virtgrid.core.units import parse_duration, parse_size
 from virtgrid.grid.doors import Network, identity, told_of
+from virtgrid.grid.messages.network import BRIDGE
 from virtgrid.wire.endpoint import GRC, VIRTGRIDD, Endpoint
 from virtgrid.wire.identity import Role
 from virtgrid.wire.pki.places import SYSTEM, Places
@@ -98,8 +99,10 @@ def host(
     ] = Path("/etc/virtgrid/crm.pub"),
     bridge: Annotated[
         str, typer.Option(metavar="NAME", help="Bridge of the network with a tag; {tag} stands for it.")
-    ] = "br{tag}",
-    socket: Annotated[str, typer.Option(metavar="ENDPOINT", help="Where pilots reach it.")] = VIRTGRIDD,
+    ] = BRIDGE,
+    socket: Annotated[
+        str, typer.Option(metavar="ENDPOINT", help="Where pilots and network managers reach it.")
+    ] = VIRTGRIDD,
     orphan_after: Annotated[
         str, typer.Option(metavar="TIME", help="Remove a sandbox whose pilot has been gone for so long.")
     ] = "60s",
@@ -107,9 +110,11 @@ def host(
         str, typer.Option("--connect", "-c", metavar="URI", help="libvirt.")
     ] = "lxc:///system",
 ) -> None:
-    """Be virtgridd: make sandboxes for pilots that hold a ticket. As root, beside libvirtd."""
+    """Be virtgridd: make sandboxes for pilots that hold a ticket, and the segments they are in. As root."""
+    from virtgrid.host.carrier import Kernel
     from virtgrid.host.daemon import Virtgridd, serve
     from virtgrid.host.guests import Libvirt
+    from virtgrid.host.networks import Networks
     from virtgrid.host.tenancies import Tenancies
 
     if os.geteuid() != 0:
@@ -126,6 +131,7 @@ def host(
             bridge=bridge,
             libvirt=Libvirt(connect),
             tenancies=Tenancies(),
+            networks=Networks(Kernel(), bridge=bridge),
             orphan_s=orphan_s,
         )
         await serve(daemon, ready=lambda: logging.info("ready at %s", where))
@@ -332,20 +338,43 @@ def nrm(
     segments: Annotated[
         str, typer.Option(metavar="FIRST-LAST", help="VLAN tags or VXLAN numbers it may give out.")
     ] = "1000-4094",
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE=ADDRESS@ENDPOINT",
+            help="A host that gets segments: its address for tunnels, and its virtgridd; may be said again.",
+        ),
+    ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE=CIDR", help="What else of a site is reached over its links; may be said again."
+        ),
+    ] = None,
+    mtu: Annotated[int, typer.Option(metavar="BYTES", help="What the networks between hosts carry.")] = 1500,
     socket: Socket = "unix:/run/virtgrid/nrm.sock",
     database: Store = None,
     listen: Listen = None,
     pki: Pki = SYSTEM,
     grc: Told = None,
 ) -> None:
-    """Be the network manager: promise segments, and bandwidth between sites."""
+    """Be the network manager: promise segments, and bandwidth between sites; have hosts make them."""
     from virtgrid.grid.messages.coalloc import Party
     from virtgrid.grid.messages.common import require
+    from virtgrid.grid.nrm.hosts import Hosts
+    from virtgrid.grid.nrm.orders import Topology, parse_host, parse_networks
     from virtgrid.grid.nrm.stock import NetworkStock, parse_link, parse_segments
     from virtgrid.grid.provide import serve
 
     require(Party, "--name", name)
-    stock = NetworkStock(links=dict(map(parse_link, link)), segments=parse_segments(segments))
+    links = dict(map(parse_link, link))
+    topology = Topology(
+        links=links,
+        hosts=tuple(map(parse_host, host or [])),
+        networks=parse_networks(network or []),
+        path_mtu=mtu,
+    )
+    stock = NetworkStock(links=topology.promised(), segments=parse_segments(segments))
     told = frozenset(map(told_of, grc or []))
     _log()
     where = Endpoint.parse(socket)
@@ -359,6 +388,7 @@ def nrm(
             network=there,
             told=told,
             ready=lambda: logging.info("ready at %s", where),
+            beside=(lambda promises: Hosts(name, topology, promises)) if topology.hosts else None,
         )
     )
 

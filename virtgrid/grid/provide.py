@@ -13,6 +13,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar
@@ -90,6 +91,8 @@ class Stored:
         self._database, self._promises = database, Promises(database, party, stock)
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"store of {party}")
+        #: Called when something was committed or released, before that is answered.
+        self.changed: Callable[[], Awaitable[None]] | None = None
 
     async def hold(self, asked: Hold, *, owner: str, stock: Stock | None = None) -> HoldAnswer:
         """stock: as it is at this moment, where that changes. The same for ``fit`` and ``offer``."""
@@ -97,10 +100,13 @@ class Stored:
         return await self._run(lambda: promises.hold(asked, owner=owner, now_s=self._now_s()))
 
     async def commit(self, key: str, *, owner: str) -> Standing:
-        return await self._run(lambda: self._promises.commit(key, owner=owner, now_s=self._now_s()))
+        standing = await self._run(lambda: self._promises.commit(key, owner=owner, now_s=self._now_s()))
+        await self._tell()
+        return standing
 
     async def release(self, key: str, *, owner: str) -> None:
         await self._run(lambda: self._promises.release(key, owner=owner, now_s=self._now_s()))
+        await self._tell()
 
     async def status(self, key: str, *, owner: str) -> Standing:
         return await self._run(lambda: self._promises.status(key, owner=owner, now_s=self._now_s()))
@@ -128,8 +134,17 @@ class Stored:
         while await self._run(lambda: self._promises.sweep(self._now_s())):
             pass
 
+    async def committed(self, kind: str, *, ahead_s: int) -> list[Standing]:
+        """Those that have units of a kind, and whose window is open now or in so long."""
+        now_s = self._now_s()
+        return await self._run(lambda: self._promises.committed(kind, until_s=now_s + ahead_s, now_s=now_s))
+
     def close(self) -> None:
         self._thread.shutdown()
+
+    async def _tell(self) -> None:
+        if self.changed is not None:
+            await self.changed()
 
     def _now_s(self) -> int:
         return int(self._clock.utc().timestamp())
@@ -148,17 +163,24 @@ async def serve(
     network: Network | None = None,
     told: frozenset[str] = frozenset(),
     more: tuple[Mapping[str, type[Model]], Answer] | None = None,
+    beside: Callable[[Stored], AbstractAsyncContextManager[object]] | None = None,
 ) -> None:
     """An embedded provider until SIGTERM or SIGINT. network, told, more: as of ``Counter``.
 
-    Errors: RefusedError (file, socket, port).
+    beside: what puts its promises into effect, as long as it is there. Errors: RefusedError (file, socket,
+    port).
     """
     with Database(database) as opened:
         with opened.write() as connection:
             stock.prepare(connection)
         provider = Stored(party=party, database=opened, stock=stock, clock=SystemClock())
         try:
-            async with Counter(provider, where, network=network, told=told, more=more):
+            async with contextlib.AsyncExitStack() as stack:
+                if beside is not None:
+                    await stack.enter_async_context(beside(provider))
+                await stack.enter_async_context(
+                    Counter(provider, where, network=network, told=told, more=more)
+                )
                 ready()
                 await told_to_end()
         finally:

@@ -1,5 +1,5 @@
-"""virtgridd, the root agent of a host: makes sandboxes for pilots that hold a ticket, and hears what
-hooks tell.
+"""virtgridd, the root agent of a host: makes sandboxes for pilots that hold a ticket, has the segments that
+network managers want here, and hears what hooks tell.
 
 It is restarted without harm: sandboxes and the programs in them run on, and what it knows is read from
 files and looked at (``tenancies``, ``guests``). It removes what nobody else removes: sandboxes whose
@@ -24,17 +24,21 @@ from virtgrid.core.errors import RefusedError, VirtgridError
 from virtgrid.grid.messages import ticket as tickets
 from virtgrid.grid.messages.common import Model, parse
 from virtgrid.grid.messages.host import METHODS, Entries, HelloHost, Prepare
+from virtgrid.grid.messages.network import SEGMENTS, Carried, Orders
 from virtgrid.grid.messages.node import Exec
 from virtgrid.grid.node.hook import NOTICE_SOCKET
 from virtgrid.host.guests import GRACE_S, Guest, Libvirt
+from virtgrid.host.networks import Networks
 from virtgrid.host.notices import Notice, NoticeSocket
 from virtgrid.host.tenancies import Tenancies
 from virtgrid.wire.endpoint import Endpoint, Listener, listen
+from virtgrid.wire.identity import Identity, Right, Role, authorise
 from virtgrid.wire.line import HandedOverError, Line
 from virtgrid.wire.message import bad_parameters, no_such_method
 
 _HELLO_DEADLINE_S: Final = 10.0
 _SWEEP_S: Final = 1.0
+_RIGHTS: Final = {SEGMENTS: Right(anybodys=frozenset({Role.NRM}))}
 _log = logging.getLogger(__name__)
 
 
@@ -52,14 +56,16 @@ class Virtgridd:
         bridge: str,
         libvirt: Libvirt,
         tenancies: Tenancies,
+        networks: Networks,
         orphan_s: float,
         notices: Path = Path(NOTICE_SOCKET),
     ) -> None:
         self._where, self._keys, self._bridge = where, tuple(keys), bridge
         self._libvirt, self._tenancies = libvirt, tenancies
-        self._notices, self._orphan_s = notices, orphan_s
+        self._notices, self._orphan_s, self._networks = notices, orphan_s, networks
         self._guests: dict[str, Guest] = {}
         self._of_line: dict[Line, Guest] = {}
+        self._managers: dict[str, Line] = {}
         self._runners: list[subprocess.Popen[str]] = []
         self._stack = contextlib.AsyncExitStack()
         self._sweeping: asyncio.Task[None] | None = None
@@ -73,6 +79,7 @@ class Virtgridd:
             )
             stack.push_async_callback(listener.close)
             stack.push_async_callback(self._libvirt.close)
+            await stack.enter_async_context(self._networks)
             for tenancy in self._tenancies.all():
                 self._guests[tenancy.ticket.sandbox] = self._guest(tenancy.ticket)
             stack.push_async_callback(self._close_guests)
@@ -114,16 +121,20 @@ class Virtgridd:
         ended = asyncio.create_task(line.wait_ended())
         try:
             await asyncio.wait({ended}, timeout=_HELLO_DEADLINE_S)
-            if line in self._of_line:
+            if line in self._of_line or line in self._managers.values():
                 await ended
         finally:
             ended.cancel()
+            for name in [name for name, one in self._managers.items() if one is line]:
+                del self._managers[name]
             guest = self._of_line.pop(line, None)
             if guest is not None:
                 guest.lines.discard(line)
                 guest.left_s = time.monotonic()
 
     async def _heard(self, line: Line, method: str, params: Mapping[str, Any]) -> Any:
+        if method == SEGMENTS:
+            return (await self._ordered(line, params)).model_dump(mode="json")
         if method not in METHODS:
             raise no_such_method(method)
         asked = parse(METHODS[method], method, params)
@@ -135,6 +146,18 @@ class Virtgridd:
         if guest is None:
             raise bad_parameters(method, "say hello with a ticket first")
         return await self._do(guest, line, method, asked)
+
+    async def _ordered(self, line: Line, params: Mapping[str, Any]) -> Carried:
+        """What a network manager wants here. Of two lines of one manager the newer one counts."""
+        site = line.peer.site if isinstance(line.peer, Identity) else None
+        authorise(line.peer, SEGMENTS, rights=_RIGHTS, site=site)
+        orders = parse(Orders, SEGMENTS, params)
+        before = self._managers.get(orders.network)
+        if before is not line:
+            self._managers[orders.network] = line
+            if before is not None:
+                before.hang_up("the network manager has dialled again")
+        return await self._networks.told(orders)
 
     def _admit(self, line: Line, hello: HelloHost) -> Guest:
         ticket = tickets.admit(hello.ticket, self._keys, bearer=line.peer, now_s=time.time())

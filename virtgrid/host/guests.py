@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 
 from virtgrid.core.errors import NotFoundError, PeerUnreachableError, RefusedError, VirtgridError
 from virtgrid.grid.messages.host import Stage, View
+from virtgrid.grid.messages.network import bridge_of
 from virtgrid.grid.messages.node import Exec, HostEntry, Init, Keys
 from virtgrid.grid.messages.ticket import Ticket
 from virtgrid.grid.node import root, sshfiles
@@ -188,7 +189,7 @@ class Guest:
         raise RefusedError(f"there is a sandbox '{self.name}' that no ticket made")
 
     def _spec(self, init: Init) -> SandboxSpec:
-        bridge = self._bridge.replace("{tag}", str(init.tag))
+        bridge = bridge_of(init.tag, self._bridge)
         place = Path("/sys/class/net", bridge)
         if "/" in bridge or not (place / "bridge").is_dir():
             raise RefusedError(f"there is no bridge {bridge} for network {init.tag} on this host")

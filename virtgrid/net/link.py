@@ -9,14 +9,16 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from virtgrid.core.errors import DeadlineError, LabError, NotFoundError, VirtgridError
 from virtgrid.net import netns
+
+T = TypeVar("T")
 
 _TIMEOUT_S: Final = 30.0
 VXLAN_PORT: Final = 4789
@@ -81,6 +83,10 @@ class Links:
         if self.namespace is not None:
             netns.enter(self.namespace)
         return IPRoute()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do something in our thread, hence in the namespace. Errors: its own, TimeoutError."""
+        return self._thread.submit(work).result(_TIMEOUT_S)
 
     def ask(self, kind: int, flags: int, body: bytes) -> list[tuple[int, bytes]]:
         """A message of rtnetlink(7) as it stands -> (kind, body) of the answers. Errors: OSError."""
@@ -150,8 +156,8 @@ class Links:
         """Every interface."""
         return tuple(_link(message) for message in self.call("get_links"))
 
-    def bridge(self, name: str, *, mac: str | None = None) -> bool:
-        """A bridge without STP and without delay, up. False when it was there."""
+    def bridge(self, name: str, *, mac: str | None = None, up: bool = True) -> bool:
+        """A bridge without STP and without delay. False when it was there."""
         made = self.index(name) is None
         if made:
             options = {"address": mac} if mac else {}
@@ -165,8 +171,13 @@ class Links:
                 br_mcast_snooping=0,  # without a querier it only sends reports and drops groups
                 **options,
             )
-        self.up(name)
+        if up:
+            self.up(name)
         return made
+
+    def rename(self, name: str, to: str) -> None:
+        """Give the interface, which is down, another name."""
+        self.call("link", "set", index=self.require(name), ifname=to)
 
     def veth(self, name: str, *, peer: str, peer_namespace: str) -> bool:
         """A veth pair with its far end in another namespace. False when it was there.
@@ -179,9 +190,9 @@ class Links:
         return True
 
     def vxlan(self, name: str, tunnel: Tunnel, *, mtu: int, alias: str) -> bool:
-        """A VXLAN to one other host (RFC 7348), not yet up. False when an interface of this name was there.
+        """A VXLAN (RFC 7348), not yet up, to one other host, or to those that are told it later.
 
-        The kernel takes no two of one VNI.
+        False when an interface of this name was there. The kernel takes no two of one VNI.
         """
         if self.index(name) is not None:
             return False
@@ -194,8 +205,12 @@ class Links:
             vxlan_port=VXLAN_PORT,
             **_family(tunnel),
         )
-        self.call("link", "set", index=self.require(name), mtu=mtu, ifalias=alias)
+        self.note(name, alias, mtu=mtu)
         return True
+
+    def note(self, name: str, alias: str, *, mtu: int) -> None:
+        """Give the interface a note of its maker, and an MTU of its own."""
+        self.call("link", "set", index=self.require(name), mtu=mtu, ifalias=alias)
 
     def enslave(self, name: str, bridge: str) -> None:
         """Make the interface a port of the bridge."""
@@ -245,9 +260,10 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
-def _family(tunnel: Tunnel) -> dict[str, str | None]:
-    six = "6" if ":" in (tunnel.remote or "") else ""
-    return {f"vxlan_local{six}": tunnel.local, f"vxlan_group{six}": tunnel.remote}
+def _family(tunnel: Tunnel) -> dict[str, str]:
+    six = "6" if ":" in (tunnel.remote or tunnel.local or "") else ""
+    ends = {f"vxlan_local{six}": tunnel.local, f"vxlan_group{six}": tunnel.remote}
+    return {name: address for name, address in ends.items() if address is not None}
 
 
 def _link(message: Any) -> Link:

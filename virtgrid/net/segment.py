@@ -27,7 +27,7 @@ from virtgrid.net.packets import EXPERIMENTAL_ETHERTYPE
 ALIAS: Final = "virtgrid segment"
 VNIS: Final = range(1, 1 << 24)
 #: What VXLAN puts around a frame: outer IP header, UDP, VXLAN, the inner Ethernet header.
-_AROUND_BYTES: Final = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
+AROUND_BYTES: Final = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
 _LOOP_WAIT_S: Final = 1.0
 _USHER_DEADLINE_S: Final = 10.0
 
@@ -131,7 +131,7 @@ def fitting_mtu(links: Sequence[Link], bridge: Link, way: Link, remote: str) -> 
     """
     ports = [link for link in links if link.master == bridge.index and link.tunnel is None]
     needed = max([bridge.mtu, *(port.mtu for port in ports)])
-    around = _AROUND_BYTES[ipaddress.ip_address(remote).version]
+    around = AROUND_BYTES[ipaddress.ip_address(remote).version]
     if needed + around > way.mtu:
         raise RefusedError(
             f"frames of {bridge.name} (MTU {needed}) do not fit through a tunnel over {way.name}"

@@ -175,11 +175,13 @@ class HoldState(StrEnum):
 
 
 class Grant(Model):
-    """What is kept: of a CRM nodes and addresses, of an NRM the segment."""
+    """What is kept: of a CRM nodes and addresses, of an NRM the segment, its sites, and bandwidth."""
 
     nodes: Annotated[tuple[HostName, ...], Field(max_length=NODES_LIMIT)] = ()
     addresses: Range | None = None
     segment: Tag | None = None
+    sites: Annotated[tuple[Party, ...], Field(max_length=SITES_LIMIT)] = ()
+    paths: Annotated[tuple[Path, ...], Field(max_length=PATHS_LIMIT)] = ()
 
 
 class Standing(Model):

@@ -21,6 +21,10 @@ _LOOKED_AT: Final = 4096
 time.
 """
 _AT_ONCE: Final = 64
+_RESTING: Final = 4 * _AT_ONCE
+"""Segments looked at for one that has rested; then any one will do."""
+REST_S: Final = 60
+"""So long a segment is left alone between two reservations, while there are others."""
 
 Link = tuple[str, str]
 """Two sites, in the order of their names."""
@@ -98,7 +102,7 @@ class NetworkStock:
         units.take(connection, asked.key, units.SEGMENT, [segment], window)
         for path in wanted.paths:
             levels.add(connection, asked.key, link_name(path.between), window, path.rate_bytes_s)
-        return Grant(segment=int(segment))
+        return Grant(segment=int(segment), sites=wanted.sites, paths=wanted.paths)
 
     def begins(
         self, connection: Connection, wanted: Wanted, lasts_s: int, near_s: int, within: Times
@@ -115,11 +119,17 @@ class NetworkStock:
         raise RefusedError("a network manager has no nodes to offer")
 
     def _free_segment(self, connection: Connection, wanted: Paths, window: Window) -> str:
+        """One that rests before and after, so that it can be made ahead and nobody's leftovers are in it;
+        else, at the last, one that is just free.
+        """
         candidates = self._candidates(wanted)
-        for at in range(0, len(candidates), _AT_ONCE):
-            some = candidates[at : at + _AT_ONCE]
-            if free := units.free(connection, units.SEGMENT, some, window, want=1):
-                return free[0]
+        begins_s, ends_s = window.begins_at_s, window.ends_at_s
+        resting = Window.model_construct(begins_at_s=max(0, begins_s - REST_S), ends_at_s=ends_s + REST_S)
+        for times, looked_at in ((resting, candidates[:_RESTING]), (window, candidates)):
+            for at in range(0, len(looked_at), _AT_ONCE):
+                some = looked_at[at : at + _AT_ONCE]
+                if free := units.free(connection, units.SEGMENT, some, times, want=1):
+                    return free[0]
         which = "no segment is free" if wanted.segment is None else f"segment {wanted.segment} is taken"
         raise UnavailableError(which)
 

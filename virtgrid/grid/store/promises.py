@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, or_, select, text, update
 
 from virtgrid.core.errors import NotFoundError, RefusedError
 from virtgrid.grid.coalloc import provider, windows
@@ -64,6 +64,13 @@ _ENDED: Final = (
     .limit(_SWEEP_ROWS)
 )
 _FORGOTTEN: Final = select(hold.c.key).where(hold.c.gone_at_s <= bindparam("until_s")).limit(_SWEEP_ROWS)
+# By way of the claims, of which few have begun; left to itself SQLite would look at all that is committed.
+_AT_WORK: Final = text("""
+    SELECT DISTINCT hold.* FROM claim CROSS JOIN hold ON hold.key = claim.hold
+    WHERE claim.kind = :kind AND claim.begins_at_s <= :until_s
+      AND hold.state = 'COMMITTED' AND hold.ends_at_s > :now_s
+    ORDER BY hold.key
+""")
 _FREE_CLAIMS: Final = delete(claim).where(claim.c.hold == bindparam("at_key"))
 
 
@@ -192,6 +199,15 @@ class Promises:
             rows = connection.execute(select(hold).where(hold.c.state.in_(states))).all()
         records = [_record(row) for row in rows]
         return [one.standing(now_s) for one in records if TABLE[provider.at(one, now_s)].keeps]
+
+    def committed(self, kind: str, *, until_s: int, now_s: int) -> list[Standing]:
+        """Those that have units of a kind and are committed, and whose window is open at some time of now
+        until then. Costs what there is of them, and not all there are: claims of the past are cleared away.
+        """
+        with self._database.read() as connection:
+            times = {"kind": kind, "until_s": until_s, "now_s": now_s}
+            records = [_record(row) for row in connection.execute(_AT_WORK, times)]
+        return [one.standing(now_s) for one in records]
 
     def _begins(self, wish: AskFit, now_s: int) -> list[Span]:
         near_s = max(now_s, wish.near_s)
