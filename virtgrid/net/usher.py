@@ -95,9 +95,10 @@ def reconcile(links: Links, name: str, before: Heard) -> Heard | None:
     coming = seats(everything, {index for index, since_s in heard.items() if since_s is None})
     for rule in returns(found, coming) | (standing - wanted):
         redirect.remove(links, segment.index, rule)
-    names = {link.index: link.name for link in everything}
+    for link in everything:
+        if link.index in heard and link.tx_packets == 0:  # a tap may lose it at first: until one was read
+            _spend_first(link.name, link.mac)
     for rule in wanted - standing:
-        _spend_first(names[rule.to], rule.mac)
         redirect.add(links, segment.index, rule)
     return heard
 
