@@ -96,7 +96,8 @@ def reconcile(links: Links, name: str, before: Heard) -> Heard | None:
     for rule in returns(found, coming) | (standing - wanted):
         redirect.remove(links, segment.index, rule)
     for link in everything:
-        if link.index in heard and link.tx_packets == 0:  # a tap may lose it at first: until one was read
+        # A tap may lose it at first: again until one was read.
+        if heard.get(link.index, 0.0) is None and link.tx_packets == 0:
             _spend_first(link.name, link.mac)
     for rule in wanted - standing:
         redirect.add(links, segment.index, rule)
