@@ -162,11 +162,11 @@ def test_frames_for_a_guest_on_its_way_wait_at_its_tap(pair: Pair) -> None:
 
     def both() -> bool:
         found.extend(tap.read())
-        return len(found) == 2
+        return frame in found
 
-    until(both, "two frames in the tap's queue", deadline_s=10)
+    until(both, "the frame in the tap's queue", deadline_s=10)
     assert found[0] != frame, "QEMU spoils the first one"
-    assert found[1] == frame
+    assert found.count(frame) == 1
 
     # Its first frame: from now on the bridge knows where it is, and nothing is led past it any more.
     tap.send(b"\xff" * 6 + bytes.fromhex(GUEST.replace(":", "")) + b"\x08\x06" + bytes(46))

@@ -45,7 +45,7 @@ class Link:
     """An interface as the kernel has it. master: the index of the bridge it is a port of.
 
     kind: ``bridge``, ``tun``, ``vxlan``, ``veth`` …, empty for a plain device. alias: a note of its maker.
-    rx_packets: of a tap, how many frames its guest has sent.
+    rx_packets, tx_packets: of a tap, how many frames its guest has sent, and how many were read for it.
     """
 
     index: int
@@ -58,6 +58,7 @@ class Link:
     rx_packets: int
     alias: str
     tunnel: Tunnel | None
+    tx_packets: int = 0
 
 
 class Links:
@@ -279,6 +280,7 @@ def _link(message: Any) -> Link:
         master=message.get_attr("IFLA_MASTER"),
         up=bool(message["flags"] & _IFF_UP),
         rx_packets=int(stats["rx_packets"]) if stats is not None else 0,
+        tx_packets=int(stats["tx_packets"]) if stats is not None else 0,
         alias=message.get_attr("IFLA_IFALIAS") or "",
         tunnel=_tunnel(info.get_attr("IFLA_INFO_DATA")) if kind == "vxlan" else None,
     )

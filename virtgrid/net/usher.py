@@ -95,9 +95,11 @@ def reconcile(links: Links, name: str, before: Heard) -> Heard | None:
     coming = seats(everything, {index for index, since_s in heard.items() if since_s is None})
     for rule in returns(found, coming) | (standing - wanted):
         redirect.remove(links, segment.index, rule)
-    names = {link.index: link.name for link in everything}
+    for link in everything:
+        # A tap may lose it at first: again until one was read.
+        if heard.get(link.index, 0.0) is None and link.tx_packets == 0:
+            _spend_first(link.name, link.mac)
     for rule in wanted - standing:
-        _spend_first(names[rule.to], rule.mac)
         redirect.add(links, segment.index, rule)
     return heard
 
