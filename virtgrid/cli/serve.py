@@ -176,7 +176,7 @@ def crm(
         )
         return
     from virtgrid.grid.crm.crew import Terms
-    from virtgrid.grid.crm.embedded import Embedded
+    from virtgrid.grid.crm.embedded import DIRECTORY, Embedded
     from virtgrid.grid.crm.site import serve
     from virtgrid.grid.messages import ticket as tickets
     from virtgrid.wire.identity import Role
@@ -193,7 +193,11 @@ def crm(
         await serve(
             party=site,
             database=file,
-            backend=Embedded(nodes=node, host=Endpoint.parse(host_socket)),
+            backend=Embedded(
+                nodes=node,
+                host=Endpoint.parse(host_socket),
+                directory=DIRECTORY if os.geteuid() == 0 else state_dir() / "pilots-of-crm",
+            ),
             ranges=addresses,
             terms=terms,
             directory=file.with_suffix(""),
