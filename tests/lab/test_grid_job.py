@@ -162,7 +162,7 @@ def test_the_end_of_the_window_ends_what_nobody_else_does(grid: GridLab) -> None
         found = json.loads(grid.say("job", "show", "--json", "late").stdout)
         return {"state": found["state"], "verdict": found["verdict"]}
 
-    options = [*ONE_EACH[:2], "--walltime", "12s", "--id", "late"]
+    options = [*ONE_EACH[:2], "--walltime", "16s", "--id", "late"]
     assert grid.say("job", "submit", *options, "--", *COUNT).returncode == 0
     until(lambda: state()["state"] in ("RUNNING", "DISMISSING", "OVER"))  # a busy machine may be late for it
     for who in ("grc", "crm-alice"):
