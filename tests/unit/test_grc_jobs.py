@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from crew_parts import USER, Place
 from grid_parts import QUICK, Flaky, until
+from sqlalchemy import delete
 
 from virtgrid.core.clock import SystemClock
 from virtgrid.core.errors import NotFoundError, RefusedError
@@ -30,6 +31,7 @@ from virtgrid.grid.node import uplink
 from virtgrid.grid.nrm.stock import NetworkStock
 from virtgrid.grid.provide import Counter, Stored
 from virtgrid.grid.store.database import Database
+from virtgrid.grid.store.schema import reservation
 from virtgrid.wire.endpoint import Endpoint
 
 ME = "uid:1000"
@@ -274,6 +276,36 @@ async def test_a_reservation_that_is_cancelled_under_a_job_breaks_it(tmp_path: P
         assert view.verdict is Verdict.BROKEN
         shown = await grid.coordinator.show("j1", owner=ME)
         assert shown.state is ReservationState.RELEASED
+
+
+async def test_a_coordinator_that_fails_itself_gives_everything_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as grid:
+        await grid.submit()
+        await grid.run_and_write()
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(grid.jobs, "_output", full)
+        grid.places["alpha"].first.writes(b"more")
+        view = await grid.until(JobState.OVER)
+        assert view.verdict is Verdict.BROKEN
+        assert "No space left on device" in view.reason
+        assert await grid.kept() == set()
+
+
+async def test_a_job_whose_reservation_nobody_knows_is_over(tmp_path: Path) -> None:
+    async with world(tmp_path) as grid:
+        await grid.submit()
+        await grid.until(JobState.RUNNING)
+        await grid.grc.aclose()
+        with Database(tmp_path / "grc.db") as database, database.write() as connection:
+            connection.execute(delete(reservation))
+        await grid.start_grc()
+        view = await grid.until(JobState.OVER)
+        assert (view.verdict, view.reason) == (Verdict.BROKEN, "nothing was reserved")
 
 
 async def test_what_cannot_be_reserved_is_not_run_and_what_cannot_be_is_no_job(tmp_path: Path) -> None:
