@@ -225,9 +225,10 @@ def crm(
 
     async def behind() -> Backend:
         if backend is Whose.EMBEDDED:
-            from virtgrid.grid.crm.embedded import Embedded
+            from virtgrid.grid.crm.embedded import DIRECTORY, Embedded
 
-            return Embedded(nodes=node, host=host)
+            places = DIRECTORY if os.geteuid() == 0 else state_dir() / "pilots-of-crm"
+            return Embedded(nodes=node, host=host, directory=places)
         from virtgrid.grid.crm.slurm.backend import SlurmBackend
         from virtgrid.grid.crm.slurm.tools import Slurm
 
