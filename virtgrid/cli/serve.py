@@ -237,7 +237,7 @@ def crm(
             partition=partition,
         )  # fmt: skip
         try:
-            await made.require_nodes()
+            await made.prepare()
         except PeerUnreachableError as error:
             logging.warning("%s; going on without it", error)
         return made

@@ -37,7 +37,7 @@ def furnish(directory: Path, order: PilotOrder, account: pwd.struct_passwd) -> P
     place = place_of(directory, order)
     ticket = ticket_of(place)
     try:
-        place.parent.mkdir(mode=0o711, exist_ok=True)
+        place.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         place.mkdir(mode=0o700, exist_ok=True)
         os.chown(place, account.pw_uid, account.pw_gid, follow_symlinks=False)
         if not ticket.exists():

@@ -69,15 +69,19 @@ class SlurmBackend:
         self._partition, self._program = partition, tuple(program)
         self._us = pwd.getpwuid(os.geteuid()).pw_name
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        try:
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        except OSError as error:
-            raise RefusedError(f"{directory} cannot be used for pilots", cause=error.strerror) from error
 
-    async def require_nodes(self) -> None:
-        """Errors: RefusedError for a node that Slurm does not have."""
+    async def prepare(self) -> None:
+        """Before the first promise. Errors: RefusedError for a node that Slurm does not have, or when the
+        directory cannot be used; PeerUnreachableError: Slurm has not been asked, and may be later.
+        """
         for name in sorted(set(self.names) - (await self._states(self.names)).keys()):
             raise RefusedError(f"Slurm has no node {name}", hint="sinfo --Node lists those it has")
+        try:
+            self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RefusedError(
+                f"{self._directory} cannot be used for pilots", cause=error.strerror
+            ) from error
 
     async def close(self) -> None:
         """For the end of the CRM: reservations stand, pilots go on."""
