@@ -38,17 +38,20 @@ ME = "uid:1000"
 
 
 class Flaky:
-    """A transport that loses what a test tells it to: before it arrives, or the answer."""
+    """A transport that loses what a test tells it to: before it arrives, or the answer.
 
-    def __init__(self, inner: Transport) -> None:
-        self._inner = inner
+    like: another one to the same place, which says what is lost.
+    """
+
+    def __init__(self, inner: Transport, *, like: Flaky | None = None) -> None:
+        self._inner, self._like = inner, like
         self.unsaid: set[str] = set()
         self.unheard: set[str] = set()
         self.said: list[str] = []
         self.before: dict[str, Any] = {}
 
     async def call(self, method: str, params: Mapping[str, Any], *, deadline_s: float) -> Any:
-        if method in self.unsaid:
+        if method in (self._like or self).unsaid:
             raise LineLostError("the line is gone")
         if method in self.before:
             self.before.pop(method)()

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_the_end_of_the_window_ends_what_nobody_else_does(grid: GridLab) -> None
         found = json.loads(grid.say("job", "show", "--json", "late").stdout)
         return {"state": found["state"], "verdict": found["verdict"]}
 
-    options = [*ONE_EACH[:2], "--walltime", "12s", "--id", "late"]
+    options = [*ONE_EACH[:2], "--walltime", "16s", "--id", "late"]
     assert grid.say("job", "submit", *options, "--", *COUNT).returncode == 0
     until(lambda: state()["state"] in ("RUNNING", "DISMISSING", "OVER"))  # a busy machine may be late for it
     for who in ("grc", "crm-alice"):
@@ -178,3 +179,22 @@ def until(true: Callable[[], bool], timeout_s: float = 60.0) -> None:
     while not true():
         assert time.monotonic() < until_s
         time.sleep(0.1)
+
+
+def test_ctrl_c_ends_the_job_and_not_only_the_view(grid: GridLab) -> None:
+    words = ["job", "run", *ONE_EACH, "--id", "interrupted", "--", *COUNT]
+    with subprocess.Popen(
+        grid.argv(*words), env=dict(grid.environment), cwd="/", stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "1\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "job interrupted was cancelled" in said
+    shown = json.loads(grid.say("job", "show", "--json", "interrupted").stdout)
+    assert (shown["state"], shown["verdict"]) == ("OVER", "CANCELLED")
+    assert {one["state"] for one in shown["node_list"]} == {"DONE"}
+    assert grid.say("job", "logs", "interrupted").stdout.startswith("1\n2\n3\n")

@@ -115,7 +115,8 @@ async def slurm(cluster: Cluster) -> AsyncIterator[Case]:
         for hold in await made.holds():
             await made.withdraw(hold)
         await made.close()
-        place.rmdir()
+        if place.exists():
+            place.rmdir()
 
 
 @pytest.fixture(params=["embedded", pytest.param("slurm", marks=pytest.mark.lab)])

@@ -6,6 +6,7 @@ twice.
 ``hold_p99_ms_…``: the stores of a site and of a network with so many reservations in them, and a HOLD on
 the disk. Then coordinators race for the same few nodes, and what everybody was granted is compared with
 what everybody else was. ``rate_error_share``: what a guarantee of bandwidth is worth (``rates``).
+``first_rank_s``: jobs over four sandboxes at two sites of a lab, by their journals.
 """
 
 from __future__ import annotations
@@ -46,16 +47,19 @@ from virtgrid.grid.messages.coalloc import (
 )
 from virtgrid.grid.messages.coalloc import Path as Way
 from virtgrid.grid.messages.common import parse
+from virtgrid.grid.messages.job import JobState, JobTold, Wrote
 from virtgrid.grid.nrm.stock import NetworkStock
 from virtgrid.grid.store import units
 from virtgrid.grid.store.audit import audit
 from virtgrid.grid.store.bulk import fill
 from virtgrid.grid.store.database import Database
 from virtgrid.grid.store.promises import Promises
+from virtgrid.lab.gridlab import GridLab, JournalLine
 from virtgrid.lab.lab import obstacle
+from virtgrid.lab.layout import LabConfig, LinkSpec
 from virtgrid.lab.slurm import cluster
 from virtgrid.lab.slurm.cluster import Cluster
-from virtgrid.lab.stage import Tell
+from virtgrid.lab.stage import Tell, lab_name, staged
 from virtgrid.wire.endpoint import Endpoint, dial
 from virtgrid.wire.line import Line, deaf
 
@@ -69,7 +73,8 @@ _RATE_BYTES_S: Final = 12_500_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridPlan:
     """commits: reservations, one after the other. stored: reservations in a full store; holds: tried there.
-    racers: coordinators that race; race_s: for how long. rate_rounds, rate_seconds: of guarantees.
+    racers: coordinators that race; race_s: for how long. rate_rounds, rate_seconds: of guarantees. jobs: run
+    in a lab, where one can be.
     """
 
     commits: int = 100
@@ -79,6 +84,7 @@ class GridPlan:
     race_s: float = 60.0
     rate_rounds: int = 5
     rate_seconds: int = 5
+    jobs: int = 5
     seed: int = 1
 
 
@@ -98,6 +104,9 @@ class Samples:
     race_s: float = 0.0
     twice: tuple[str, ...] = ()
     rates: list[Rate] = field(default_factory=list)
+    first_rank: list[float] = field(default_factory=list)
+    crews_up: list[float] = field(default_factory=list)
+    job: list[float] = field(default_factory=list)
 
 
 def measure(plan: GridPlan, tell: Tell) -> Result:
@@ -113,6 +122,7 @@ def measure(plan: GridPlan, tell: Tell) -> Result:
         tell(f"guarantees of bandwidth are not measured: {reason}")
     else:
         samples.rates = rates.measure(plan.rate_rounds, plan.rate_seconds, tell)
+    _jobs(plan, samples, tell)
     return Result(bench="grid", environment=where, figures=figures(plan, samples), raw=_raw(samples))
 
 
@@ -138,6 +148,12 @@ def figures(plan: GridPlan, samples: Samples) -> tuple[Figure, ...]:
     found.append(figure("double_allocations", twice, goal=at_most(0)))
     rate = [samples.won / samples.race_s] if samples.race_s else []
     found.append(figure("race_won_per_s", rate, "1/s"))
+    for name, values in (
+        ("first_rank_s", samples.first_rank),
+        ("crews_up_s", samples.crews_up),
+        ("job_s", samples.job),
+    ):
+        found.append(figure(name, values, "s", of=statistics.median))
     return (*found, *rates.figures(samples.rates))
 
 
@@ -377,6 +393,37 @@ def _granted(view: View) -> set[str]:
     return found
 
 
+# -- jobs ----------------------------------------------------------------------------------------
+
+
+def _jobs(plan: GridPlan, samples: Samples, tell: Tell) -> None:
+    """One MPI program after the other; without a lab there is nothing to measure."""
+    if (reason := obstacle()) is not None:
+        tell(f"no jobs: {reason}")
+        return
+    config = LabConfig(name=lab_name("grid"), wan=LinkSpec(rate_bytes_s=125e6))
+    with staged(config, tell) as stage, GridLab(stage.lab, rate="1gbit") as grid:
+        sites = ",".join(f"{site.name}:{grid.nodes}" for site in grid.sites)
+        options = ["--nodes", sites, "--bandwidth", "100mbit", "--walltime", "5m"]
+        command = ["mpirun", "-np", str(grid.nodes * len(grid.sites)), "hostname"]
+        tell(f"{plan.jobs} jobs of {' '.join(command)}, one after the other")
+        for _ in range(plan.jobs):
+            _one_job(list(grid.job(options, command)), samples)
+
+
+def _one_job(lines: Sequence[JournalLine], samples: Samples) -> None:
+    def first(state: JobState) -> float | None:
+        told = (line.at_s for line in lines if isinstance(line, JobTold) and line.state is state)
+        return next(told, None)
+
+    began_s, up_s, over_s = first(JobState.MUSTERING), first(JobState.LAUNCHING), first(JobState.OVER)
+    wrote_s = next((line.at_s for line in lines if isinstance(line, Wrote)), None)
+    if began_s is not None and up_s is not None and over_s is not None and wrote_s is not None:
+        samples.crews_up.append(up_s - began_s)
+        samples.first_rank.append(wrote_s - began_s)
+        samples.job.append(over_s - lines[0].at_s)
+
+
 # -- numbers -------------------------------------------------------------------------------------
 
 
@@ -401,4 +448,7 @@ def _raw(samples: Samples) -> dict[str, Any]:
         "race": {"won": samples.won, "lost": samples.lost, "unknown": samples.unknown},
         "promised_twice": list(samples.twice),
         "rates": [one.as_dict() for one in samples.rates],
+        "first_rank_s": rounded(samples.first_rank),
+        "crews_up_s": rounded(samples.crews_up),
+        "job_s": rounded(samples.job),
     }

@@ -294,10 +294,12 @@ def grid(
     quick: Quick = False,
     as_json: Json = False,
 ) -> None:
-    """Reservations over two sites and a network: how long one takes, full stores, a race, bandwidth."""
+    """Reservations over two sites and a network: full stores, a race, bandwidth; jobs in them."""
     plan = gridding.GridPlan(racers=_count("--racers", racers, 2, 64), seed=seed)
     if quick:
-        plan = replace(plan, commits=20, stored=10_000, holds=200, race_s=8.0, rate_rounds=1, rate_seconds=3)
+        plan = replace(
+            plan, commits=20, stored=10_000, holds=200, race_s=8.0, rate_rounds=1, rate_seconds=3, jobs=2
+        )
     if stored is not None:
         plan = replace(plan, stored=_count("--stored", stored, 1000, 1_000_000))
     if race is not None:

@@ -9,12 +9,14 @@ import typer
 
 from virtgrid.cli.job_follow import Teller
 from virtgrid.cli.output import print_json, print_table, run
-from virtgrid.core.errors import LabError, UsageError
+from virtgrid.cli.serve import Whose
+from virtgrid.core.errors import LabError, RefusedError, UsageError
 from virtgrid.core.units import parse_duration, parse_rate
 from virtgrid.grid.messages.job import Finished, JobTold
 from virtgrid.lab.gridlab import GridLab, JournalLine, timeline
 from virtgrid.lab.lab import Lab, require_possible
 from virtgrid.lab.layout import LabConfig, LinkSpec
+from virtgrid.lab.slurm import cluster
 from virtgrid.lab.stage import lab_name, staged
 
 app = typer.Typer(
@@ -38,6 +40,9 @@ def job(
     bandwidth: Annotated[str, typer.Option(metavar="RATE", help="To reserve, each way.")] = "50mbit",
     rate: Annotated[str, typer.Option(metavar="RATE", help="Of the WAN, each way.")] = "100mbit",
     rtt: Annotated[str, typer.Option(metavar="TIME", help="Of the WAN, there and back.")] = "10ms",
+    backend: Annotated[
+        Whose, typer.Option(help="Whose the nodes are: embedded, or of a real Slurm at each site.")
+    ] = Whose.EMBEDDED,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the lab up, to look around in.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output.")] = False,
 ) -> None:
@@ -50,9 +55,11 @@ def job(
     argv = command or ["mpirun", "-np", str(2 * nodes), *_PROGRAM]
     link = LinkSpec(rate_bytes_s=parse_rate(rate), rtt_s=parse_duration(rtt))
     require_possible()
+    if backend is Whose.SLURM and (reason := cluster.obstacle()):
+        raise RefusedError(reason, hint="make setup")
     config = LabConfig(name=lab_name("job"), wan=link)
     with staged(config, _tell, keep=keep) as stage:
-        lines = _run(stage.lab, nodes, rate, bandwidth, argv)
+        lines = _run(stage.lab, nodes, rate, bandwidth, argv, on_slurm=backend is Whose.SLURM)
     if keep:
         _tell(f"the lab stays up as '{config.name}': virtgrid lab down --lab {config.name} when it is enough")
     moments = timeline(lines)
@@ -74,12 +81,15 @@ def job(
         raise LabError(f"the program did not succeed: {'nothing was told' if last is None else last.reason}")
 
 
-def _run(lab: Lab, nodes: int, rate: str, bandwidth: str, argv: list[str]) -> list[JournalLine]:
+def _run(
+    lab: Lab, nodes: int, rate: str, bandwidth: str, argv: list[str], *, on_slurm: bool
+) -> list[JournalLine]:
     """The job's journal; the grid is gone afterwards."""
     sites = [site.name for site in lab.sites[:2]]
-    _tell(f"grid: a virtgridd and a CRM at {' and '.join(sites)}, a network manager, a coordinator")
+    manager = "a CRM on its own Slurm" if on_slurm else "a CRM"
+    _tell(f"grid: a virtgridd and {manager} at {' and '.join(sites)}, a network manager, a coordinator")
     teller, lines = Teller(), []
-    with GridLab(lab, nodes=nodes, rate=rate) as grid:
+    with GridLab(lab, nodes=nodes, rate=rate, on_slurm=on_slurm) as grid:
         options = ["--nodes", ",".join(f"{site}:{nodes}" for site in sites), "--walltime", "5m"]
         options += ["--bandwidth", bandwidth, "--env", "OMPI_MCA_mpi_yield_when_idle=1"]
         shown = " ".join([*options[:-2], "--", *argv])

@@ -285,9 +285,10 @@ def crm(
 
     async def behind() -> Backend:
         if backend is Whose.EMBEDDED:
-            from virtgrid.grid.crm.embedded import Embedded
+            from virtgrid.grid.crm.embedded import DIRECTORY, Embedded
 
-            return Embedded(nodes=node, host=host)
+            places = DIRECTORY if os.geteuid() == 0 else state_dir() / "pilots-of-crm"
+            return Embedded(nodes=node, host=host, directory=places)
         from virtgrid.grid.crm.slurm.backend import SlurmBackend
         from virtgrid.grid.crm.slurm.tools import Slurm
 
@@ -296,7 +297,7 @@ def crm(
             partition=partition,
         )  # fmt: skip
         try:
-            await made.require_nodes()
+            await made.prepare()
         except PeerUnreachableError as error:
             logging.warning("%s; going on without it", error)
         return made

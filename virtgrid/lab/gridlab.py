@@ -33,6 +33,7 @@ from virtgrid.lab.lab import Lab
 from virtgrid.lab.layout import MARKER
 from virtgrid.lab.network import VIRTGRID
 from virtgrid.lab.site import Site
+from virtgrid.lab.slurm.cluster import Cluster
 from virtgrid.net.link import Links, Tunnel
 from virtgrid.wire import seal
 
@@ -53,13 +54,16 @@ _JOB_S: Final = 300.0
 class GridLab:
     """home: of sockets, files and logs, which everybody may enter. nodes: of each site.
 
-    parts: the running programs by name: ``grc``, ``net``, ``crm-SITE``, ``host-SITE``.
+    parts: the running programs by name: ``grc``, ``net``, ``crm-SITE``, ``host-SITE``. on_slurm: each site
+    has a Slurm of its own, in ``slurms``, instead of the embedded backend.
     """
 
     lab: Lab
     nodes: int = 2
     rate: str = "100mbit"
     memory: str = "256MiB"
+    on_slurm: bool = False
+    slurms: dict[str, Cluster] = field(default_factory=dict)
     parts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -88,6 +92,8 @@ class GridLab:
         template.build()
         for here, there in (self.sites, self.sites[::-1]):
             self._furnish(here, there)
+            if self.on_slurm:
+                self.slurms[here.name] = Cluster(self.node_names(here.name), there=here.argv)
         for name in self.names:
             self.start(name)
         for name in self.names:
@@ -107,15 +113,24 @@ class GridLab:
                 links.vxlan(f"vx{tag}", way, mtu=1500, alias="virtgrid lab")
                 links.up(f"vx{tag}", mtu=1500)
                 links.enslave(f"vx{tag}", f"br{tag}")
-        line = f"{ACCOUNT}:x:{UID}:{UID}::{self.home / ACCOUNT}:/bin/bash\n"
-        passwd = Path(f"/proc/{here.inhabitant()}/root/etc/passwd")
-        others = [text for text in passwd.read_text().splitlines(keepends=True) if f"{ACCOUNT}:" not in text]
-        passwd.write_text("".join([*others, line]))
+        etc = Path(f"/proc/{here.inhabitant()}/root/etc")
+        for name, line in (
+            ("passwd", f"{ACCOUNT}:x:{UID}:{UID}::{self.home / ACCOUNT}:/bin/bash\n"),
+            ("group", f"{ACCOUNT}:x:{UID}:\n"),
+        ):
+            lines = (etc / name).read_text().splitlines(keepends=True)
+            others = [text for text in lines if not text.startswith(f"{ACCOUNT}:")]
+            (etc / name).write_text("".join([*others, line]))
+
+    def node_names(self, site: str) -> list[str]:
+        return [f"{site}{number + 1}" for number in range(self.nodes)]
 
     def down(self) -> None:
         """End the programs, the sandboxes' last; also those whose CRM is dead."""
         for name in reversed(self.names):
             self.end(name)
+        while self.slurms:
+            self.slurms.popitem()[1].close()
         for site in self.sites:
             for name in site.domains():
                 site.run([*VIRTGRID, "sandbox", "destroy", name], check=False)
@@ -147,7 +162,10 @@ class GridLab:
             ]  # fmt: skip
         if kind == "crm":
             number = [site.name for site in self.sites].index(where)
-            nodes = [word for node in range(self.nodes) for word in ("--node", f"{where}{node + 1}")]
+            nodes = [word for node in self.node_names(where) for word in ("--node", node)]
+            if self.on_slurm:
+                nodes += ["--backend", "slurm", "--slurm-conf", str(self.slurms[where].configuration)]
+                nodes += ["--spool", str(self.spool(where))]
             return self.lab.site(where), [
                 "crm", "--site", where, *nodes, "--addresses", f"10.70.{number}.0/24", *kept,
                 "--key", str(self.home / "crm.key"), "--pilots", self.socket(f"pilots-{where}"),
@@ -162,6 +180,10 @@ class GridLab:
             for word in ("--crm", f"{site.name}={self.socket(f'crm-{site.name}')}")
         ]  # fmt: skip
         return first, ["grc", *crms, "--nrm", f"{NETWORK}={self.socket(NETWORK)}", *kept]
+
+    def spool(self, site: str) -> Path:
+        """Where the pilots of a site on Slurm have their tickets, as everybody sees it."""
+        return self.home / f"spool-{site}"
 
     def start(self, name: str) -> None:
         """Without waiting for it."""
@@ -268,7 +290,7 @@ class GridLab:
         for site in self.sites:
             links = site.run(["ip", "-o", "link"]).stdout
             directory = site.plan.root / "sandboxes"
-            pilots = site.plan.run / "virtgrid/pilots"
+            pilots = self.spool(site.name) if self.on_slurm else site.plan.run / "virtgrid/pilots"
             found |= {
                 f"domains at {site.name}": sorted(site.domains()),
                 f"cables at {site.name}": [line for line in links.splitlines() if " vg" in line],
@@ -278,6 +300,9 @@ class GridLab:
                 f"tenancies at {site.name}": sorted(one.name for one in (directory / ".tenancies").glob("*")),
                 f"pilots at {site.name}": sorted(one.name for one in pilots.glob("*")),
             }
+        for name, slurm in self.slurms.items():
+            told = slurm.say("scontrol", "--oneliner", "show", "reservation", check=True).stdout
+            found[f"reservations at {name}"] = [line for line in told.splitlines() if "=vg_" in line]
         return {what: there for what, there in found.items() if there}
 
 

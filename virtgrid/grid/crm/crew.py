@@ -41,6 +41,7 @@ from virtgrid.wire.message import BadMessageError
 STARTS_LIMIT: Final = 3
 """How often a pilot is started before its node is given up."""
 _TICK_S: Final = 1.0
+_LOOK_S: Final = 0.5
 _log = logging.getLogger(__name__)
 
 
@@ -105,16 +106,19 @@ class Crew:
     version: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     spool: Spool = field(init=False)
     _nodes: dict[str, _Node] = field(default_factory=dict)
+    _members: dict[str, Member] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _launched: bool = False
+    _look_at_s: float = 0.0
     _gone_at_s: float | None = None
     _task: asyncio.Task[None] | None = None
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self._nodes = {member.sandbox: _Node() for member in self.record.members}
+        self._members = {member.sandbox: member for member in self.record.members}
         self.spool = Spool(self.directory / f"{self.record.hold}.out")
 
     # -- its life ------------------------------------------------------------------------------
@@ -160,7 +164,12 @@ class Crew:
         if first and isinstance(note, Output | Finished):
             self.spool.take(pilot.inbox.taken, note)
         await self._tell()
-        self._news.set()
+        if isinstance(note, Output):
+            return
+        if self.record.goal is Goal.GONE:
+            self._news.set()
+        else:  # nobody else has anything to do for it
+            self._lead(self._members[pilot.ticket.sandbox])
 
     # -- looking -------------------------------------------------------------------------------
 
@@ -220,23 +229,32 @@ class Crew:
                 await self._tend()
             except VirtgridError as error:
                 _log.warning("crew of %s: %s", self.record.reservation, error.cause or error.what)
+            begins_in_s = self.record.window.begins_at_s - self.clock.utc().timestamp()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_S):
+                async with asyncio.timeout(min(_TICK_S, begins_in_s) if begins_in_s > 0 else _TICK_S):
                     await self._news.wait()
 
     async def _tend(self) -> None:
+        """All of it. Who runs is asked seldom, since that is work for the backend."""
         record, now_s = self.record, self.clock.utc().timestamp()
-        if record.goal is not Goal.GONE and (now_s >= record.window.ends_at_s or not await self.kept()):
-            await self.aim(Goal.GONE)
-        if now_s < record.window.begins_at_s and self.record.goal is not Goal.GONE:
-            return
-        running = await self.backend.running(record.hold)
+        before = now_s < record.window.begins_at_s
+        due = self.clock.monotonic_s() >= self._look_at_s
+        if due:
+            self._look_at_s = self.clock.monotonic_s() + _LOOK_S
+            if record.goal is not Goal.GONE and (now_s >= record.window.ends_at_s or not await self.kept()):
+                await self.aim(Goal.GONE)
         if self.record.goal is Goal.GONE:
-            await self._dismiss(running)
-        else:
+            if due or self._all_done():
+                await self._dismiss(await self.backend.running(record.hold) if due else frozenset())
+        elif due and not before:
+            running = await self.backend.running(record.hold)
             await self._start([one for one in record.members if one.sandbox not in running])
         for member in record.members:
             self._lead(member)
+
+    def _all_done(self) -> bool:
+        pilots = [self._pilot(member) for member in self.record.members]
+        return all(pilot is not None and pilot.state is State.DONE for pilot in pilots)
 
     async def _start(self, missing: Sequence[Member]) -> None:
         """Those whose pilot does not run, and has not told that it is over."""
@@ -318,18 +336,21 @@ class Crew:
     # -- one pilot -----------------------------------------------------------------------------
 
     def _lead(self, member: Member) -> None:
+        """Whatever is due for a pilot; done again when that was done, until nothing is."""
         node, pilot = self._nodes[member.sandbox], self._pilot(member)
-        if pilot is None or (node.busy is not None and not node.busy.done()):
+        ending = self.record.goal is Goal.GONE
+        if pilot is None or node.busy is not None or (node.problem and not ending):
             return
         command = table.command(self.record.goal, pilot.state)
         if command is not None and node.said == (command, pilot.state):
             command = None  # its answer was had: the state will be told
+        keys = node.keys is None and pilot.state in table.KEYED and not ending
         launch = self._to_launch(member, pilot)
-        if command is None and not launch and (node.keys is not None or pilot.state not in table.KEYED):
-            return
-        node.busy = asyncio.create_task(
-            self._say(member, node, pilot, command, launch), name=f"{command} to {member.sandbox}"
-        )
+        if command is not None or keys or launch:
+            node.busy = asyncio.create_task(
+                self._say(member, node, pilot, command, keys=keys, launch=launch),
+                name=f"{command} to {member.sandbox}",
+            )
 
     def _to_launch(self, member: Member, pilot: Pilot) -> bool:
         return (
@@ -342,11 +363,18 @@ class Crew:
         )
 
     async def _say(
-        self, member: Member, node: _Node, pilot: Pilot, command: Command | None, launch: bool
+        self,
+        member: Member,
+        node: _Node,
+        pilot: Pilot,
+        command: Command | None,
+        *,
+        keys: bool,
+        launch: bool,
     ) -> None:
         state = pilot.state
         try:
-            if node.keys is None and state in table.KEYED and self.record.goal is not Goal.GONE:
+            if keys:
                 node.keys = await pilot.get_keys()
                 await self._tell()
             if command is not None:
@@ -361,7 +389,12 @@ class Crew:
             with contextlib.suppress(VirtgridError, BadMessageError):
                 if (await pilot.get_status()).state is state:  # else it has moved on, and said so
                     await self._broken(member, why)
-        self._news.set()
+        else:
+            node.busy = None
+            self._lead(member)
+        finally:
+            if node.busy is asyncio.current_task():
+                node.busy = None  # again in a while
 
     async def _command(self, member: Member, pilot: Pilot, command: Command) -> None:
         muster, hosts = self.record.muster, self.record.hosts

@@ -24,16 +24,14 @@ from pathlib import Path
 from typing import Final
 
 from virtgrid.core.errors import RefusedError
+from virtgrid.grid.crm import place as places
 from virtgrid.grid.crm.backend import Node, NodesPromised, PilotOrder, PilotUsage
-from virtgrid.wire import seal
 from virtgrid.wire.endpoint import Endpoint
 
 DIRECTORY: Final = Path("/run/virtgrid/pilots")
 KILL_AFTER_S: Final = 10.0
 """How long a pilot may take to shut its sandbox down before it is killed."""
 VIRTGRID: Final = (sys.executable, "-m", "virtgrid.cli.main")
-_TICKET: Final = "ticket"
-_ENDED: Final = "ended"
 
 
 class Embedded:
@@ -79,7 +77,7 @@ class Embedded:
         return {}
 
     async def withdraw(self, hold: str) -> None:
-        await self.stop(hold, [path.name for path in _below(self._directory / hold)])
+        await self.stop(hold, places.names_below(self._directory / hold))
         for name in [one for one in self._ending if one.startswith(f"{hold}/")]:
             await asyncio.gather(self._ending[name], return_exceptions=True)
         await asyncio.to_thread(shutil.rmtree, self._directory / hold, ignore_errors=True)
@@ -108,44 +106,33 @@ class Embedded:
     async def usage(self, hold: str) -> tuple[PilotUsage, ...]:
         there = await self.running(hold)
         found = []
-        for path in _below(self._directory / hold):
-            ended = path / _ENDED
+        for name in places.names_below(self._directory / hold):
+            place = self._directory / hold / name
+            ended = _end_mark(place)
             with contextlib.suppress(OSError):
-                if path.name not in there and not ended.exists():
+                if name not in there and not ended.exists():
                     ended.touch()
                 until_s = ended.stat().st_mtime if ended.exists() else time.time()
-                began_s = (path / _TICKET).stat().st_mtime
-                found.append(PilotUsage(sandbox=path.name, elapsed_s=max(0.0, until_s - began_s)))
+                began_s = places.ticket_of(place).stat().st_mtime
+                found.append(PilotUsage(sandbox=name, elapsed_s=max(0.0, until_s - began_s)))
         return tuple(found)
 
     async def holds(self) -> frozenset[str]:
-        return frozenset(path.name for path in _below(self._directory))
+        return frozenset(places.names_below(self._directory))
 
     # -- processes -----------------------------------------------------------------------------
 
     def _start(self, order: PilotOrder) -> None:
         """Errors: RefusedError."""
+        account = places.account_of(order.account)
+        place = places.furnish(self._directory, order, account)
         try:
-            account = pwd.getpwnam(order.account)
-        except KeyError:
-            raise RefusedError(f"this host has no account '{order.account}'") from None
-        if account.pw_uid == 0:
-            raise RefusedError("a pilot is a user's, and root is none")
-        place = self._directory / order.hold / order.sandbox
-        ticket = place / _TICKET
-        try:
-            place.parent.mkdir(mode=0o711, exist_ok=True)
-            place.mkdir(mode=0o700, exist_ok=True)
-            os.chown(place, account.pw_uid, account.pw_gid)
-            (place / _ENDED).unlink(missing_ok=True)
-            if not ticket.exists():
-                fresh = place / f".{_TICKET}"
-                fresh.unlink(missing_ok=True)
-                seal.write_private(fresh, order.ticket)
-                os.chown(fresh, account.pw_uid, account.pw_gid)
-                fresh.rename(ticket)
-            with (place / "log").open("ab") as log:
-                self._children.append(self._spawn(order, account, place, log.fileno()))
+            _end_mark(place).unlink(missing_ok=True)
+            log = places.open_log(place, account)
+            try:
+                self._children.append(self._spawn(order, account, place, log))
+            finally:
+                os.close(log)
         except OSError as error:
             raise RefusedError(
                 f"the pilot of {order.sandbox} cannot be started", cause=error.strerror
@@ -154,14 +141,10 @@ class Embedded:
     def _spawn(
         self, order: PilotOrder, account: pwd.struct_passwd, place: Path, log: int
     ) -> subprocess.Popen[bytes]:
-        words = [
-            *self._program, "serve", "node", "--crm", str(order.crm), "--ticket", str(place / _TICKET),
-            "--directory", str(place / "record"), "--host", str(self._host),
-        ]  # fmt: skip
         mine = account.pw_uid == os.geteuid()
         groups = None if mine else os.getgrouplist(account.pw_name, account.pw_gid)
         return subprocess.Popen(
-            words,
+            places.command(self._program, order, place, self._host),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -206,8 +189,6 @@ class Embedded:
             await asyncio.sleep(0.1)
 
 
-def _below(directory: Path) -> list[Path]:
-    try:
-        return sorted(path for path in directory.iterdir() if path.is_dir())
-    except OSError:
-        return []
+def _end_mark(place: Path) -> Path:
+    """Says by its time when a pilot had ended. Beside its place, where only we write."""
+    return place.with_name(f".{place.name}.ended")

@@ -14,7 +14,7 @@ import ipaddress
 import json
 import logging
 import pwd
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -68,6 +68,8 @@ _log = logging.getLogger(__name__)
 
 JOBS_LIMIT: Final = 256
 """Jobs a user may have under way."""
+NODES_LIMIT: Final = 2048
+"""Of a job: what everybody's keys and addresses fit into one message for."""
 HOSTFILE: Final = "/etc/virtgrid/hostfile"
 _SHORTEST: Final = 8
 
@@ -178,6 +180,8 @@ class Jobs:
         if asked.program.key is not None:
             raise RefusedError("a job's program has no key of its own")
         self._coordinator.check(asked.reserve)
+        if (nodes := sum(site.nodes for site in asked.reserve.sites)) > NODES_LIMIT:
+            raise RefusedError(f"a job has at most {NODES_LIMIT} nodes, not {nodes}")
         if len(await self._store(lambda: self._table.under_way(owner))) >= JOBS_LIMIT:
             raise RefusedError(f"{user} has {JOBS_LIMIT} jobs under way", hint="virtgrid job list")
         kept = KeptJob(
@@ -291,6 +295,7 @@ class Jobs:
         try:
             view = await self._coordinator.show(course.kept.id, owner=course.kept.owner)
         except NotFoundError:  # ended before it was asked for
+            await self._happened(course, Event.BROKEN, "nothing was reserved")
             await self._give_back(course)
             return
         holds = await self._coordinator.holds(course.kept.id)
@@ -310,13 +315,17 @@ class Jobs:
         tasks = [asyncio.create_task(one) for one in beside]
         try:
             while not (course.now.state is JobState.DISMISSING and self._left(course, musters)):
+                if (problem := _problem(tasks)) is not None:
+                    # Nobody says or hears anything for it any more; RELEASE ends the crews as well.
+                    await self._happened(course, Event.BROKEN, f"its coordinator failed: {problem}")
+                    break
                 await self._pause(course, 1.0)
         finally:
             for task in tasks:
                 task.cancel()
             for problem in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(problem, Exception):
-                    _log.error("job %s: %r", course.kept.id, problem)
+                    _log.error("job %s", course.kept.id, exc_info=problem)
         await self._give_back(course)
 
     def _left(self, course: _Course, musters: Mapping[str, Muster]) -> bool:
@@ -551,6 +560,12 @@ class Jobs:
 
     async def _store(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _problem(tasks: Sequence[asyncio.Task[None]]) -> BaseException | None:
+    """Why one of them has failed, if one has."""
+    ended = [task for task in tasks if task.done() and not task.cancelled()]
+    return next((problem for task in ended if (problem := task.exception()) is not None), None)
 
 
 def common_prefix(ranges: list[str]) -> int:

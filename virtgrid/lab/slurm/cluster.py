@@ -1,7 +1,8 @@
 """Slurm from Debian's packages: munged, slurmctld and some slurmd, on loopback, in a directory of their own.
 
-Several may run on one machine. Nothing is read from /etc; what is made is known to the keeper process
-(keeper.py), which ends it all when its owner is gone. The nodes are one host, so their jobs share it.
+Several may run on one machine. Nothing is read from /etc; who lacks the key that is made for each is not
+heard. What is made is known to the keeper process (keeper.py), which ends it all when its owner is gone. The
+nodes are one host, so their jobs share it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ PROGRAMS: Final = {
     "munged": "munge",
 }
 _PATH: Final = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
+# The first process of the pid namespace does nothing; with SIGCHLD ignored the kernel reaps what it inherits.
+_INIT: Final = (
+    "setpriv", "--pdeathsig", "KILL", "--",
+    "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc",
+    "env", "--ignore-signal=CHLD", "sleep", "infinity",
+)  # fmt: skip
 _START_S: Final = 60.0
 _END_S: Final = 30.0
 _PROBE_S: Final = 0.05
@@ -43,7 +50,6 @@ _PROBE_S: Final = 0.05
 _CONFIGURATION: Final = """ClusterName=virtgrid
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -85,20 +91,24 @@ def obstacle() -> str | None:
 class Cluster:
     """A Slurm that exists until ``close``; use as a context manager. nodes: their names.
 
+    there: makes of a command line the one that runs it where the Slurm is to be, at a site of a lab, say.
+
     Errors: RefusedError (``obstacle``), LabError when a daemon does not start.
     """
 
-    def __init__(self, nodes: Sequence[str] = NODES) -> None:
+    def __init__(
+        self, nodes: Sequence[str] = NODES, *, there: Callable[[Sequence[str]], list[str]] = list
+    ) -> None:
         if reason := obstacle():
             raise RefusedError(reason, hint="make setup" if os.geteuid() == 0 else "run it with sudo")
-        self.nodes = tuple(nodes)
+        self.nodes, self._there = tuple(nodes), there
         self.directory = Path(tempfile.mkdtemp(prefix="vg-slurm-"))
         self.directory.chmod(0o755)  # jobs run as their users, and their scripts lie below
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._ports = [_held_port() for _ in range(1 + len(self.nodes))]
         # A session of its own: Ctrl-C at a terminal is the owner's business.
         self._keeper = subprocess.Popen(
-            [sys.executable, "-m", "virtgrid.lab.slurm.keeper", str(self.directory)],
+            [sys.executable, "-m", "virtgrid.lab.slurm.keeper", str(self.directory), *there(_INIT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -192,8 +202,9 @@ class Cluster:
     def say(self, *words: str, check: bool = False) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's programs. Errors: LabError with ``check``, when it failed."""
         done = subprocess.run(
-            words, env=self._environment(), capture_output=True, text=True, timeout=_START_S, check=False
-        )
+            self._there(words), env=dict(self._environment()), stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=_START_S, check=False,
+        )  # fmt: skip
         if check and done.returncode != 0:
             raise LabError(f"{' '.join(words)} failed", cause=done.stderr.strip()[-500:])
         return done
@@ -231,7 +242,7 @@ class Cluster:
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
         port, *ports = (held.getsockname()[1] for held in self._ports)
-        host = socket.gethostname().partition(".")[0]
+        host = self.say("uname", "-n", check=True).stdout.strip().partition(".")[0]
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={at}"
             for node, at in zip(self.nodes, ports, strict=True)
@@ -254,7 +265,7 @@ class Cluster:
     def _spawn(self, name: str, words: Sequence[str]) -> None:
         with (self.directory / f"{name}.log").open("ab") as log:
             self._daemons[name] = subprocess.Popen(
-                ["nsenter", f"--target={self._init}", "--pid", "--mount", "--", *words],
+                ["nsenter", f"--target={self._init}", "--pid", "--mount", "--net", "--uts", "--", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -21,11 +21,11 @@ from typing import Final
 
 from virtgrid.core.clock import Clock, SystemClock
 from virtgrid.core.errors import DeadlineError, PeerUnreachableError, RefusedError
+from virtgrid.grid.crm import place as places
 from virtgrid.grid.crm.backend import Node, NodesPromised, PilotOrder, PilotUsage, Taken
 from virtgrid.grid.crm.slurm import words
 from virtgrid.grid.crm.slurm.tools import Slurm
 from virtgrid.grid.crm.slurm.words import Allocation, Job, NodeState, Reservation
-from virtgrid.wire import seal
 from virtgrid.wire.endpoint import Endpoint
 
 DIRECTORY: Final = Path("/var/spool/virtgrid/pilots")
@@ -34,7 +34,6 @@ GUARD_S: Final = 60
 END_S: Final = 20.0
 """How long ``withdraw`` waits for jobs to end before it is to be said again; what was asked for goes on."""
 VIRTGRID: Final = (sys.executable, "-m", "virtgrid.cli.main")
-_TICKET: Final = "ticket"
 _FOR_EVER_S: Final = 1 << 39
 _PAUSE_S: Final = 0.1
 _PAUSE_MOST_S: Final = 1.0
@@ -70,15 +69,19 @@ class SlurmBackend:
         self._partition, self._program = partition, tuple(program)
         self._us = pwd.getpwuid(os.geteuid()).pw_name
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        try:
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        except OSError as error:
-            raise RefusedError(f"{directory} cannot be used for pilots", cause=error.strerror) from error
 
-    async def require_nodes(self) -> None:
-        """Errors: RefusedError for a node that Slurm does not have."""
+    async def prepare(self) -> None:
+        """Before the first promise. Errors: RefusedError for a node that Slurm does not have, or when the
+        directory cannot be used; PeerUnreachableError: Slurm has not been asked, and may be later.
+        """
         for name in sorted(set(self.names) - (await self._states(self.names)).keys()):
             raise RefusedError(f"Slurm has no node {name}", hint="sinfo --Node lists those it has")
+        try:
+            self._directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RefusedError(
+                f"{self._directory} cannot be used for pilots", cause=error.strerror
+            ) from error
 
     async def close(self) -> None:
         """For the end of the CRM: reservations stand, pilots go on."""
@@ -178,7 +181,7 @@ class SlurmBackend:
 
     async def holds(self) -> frozenset[str]:
         names = [words.hold_of(self._site, one.name) for one in await self._reservations()]
-        return frozenset([name for name in names if name is not None] + _below(self._directory))
+        return frozenset([name for name in names if name is not None] + places.names_below(self._directory))
 
     # -- pilots --------------------------------------------------------------------------------
 
@@ -188,7 +191,7 @@ class SlurmBackend:
                 await self._start([order for order in orders if order.hold == hold])
 
     async def _start(self, orders: Sequence[PilotOrder]) -> None:
-        accounts = {order.account: _account(order.account) for order in orders}
+        accounts = {order.account: places.account_of(order.account) for order in orders}
         name = words.reservation_name(self._site, orders[0].hold)
         jobs, reservation, states = await asyncio.gather(
             self._jobs(orders[0].hold),
@@ -209,18 +212,15 @@ class SlurmBackend:
         if users != set(reservation.users):
             await self._slurm.ask(words.let_in(name, sorted(users)))
         for order in missing:
-            await asyncio.to_thread(self._furnish, order, accounts[order.account])
+            await asyncio.to_thread(places.furnish, self._directory, order, accounts[order.account])
         asked = (self._submit(order, accounts[order.account]) for order in missing)
         for problem in await asyncio.gather(*asked, return_exceptions=True):
             if isinstance(problem, BaseException):
                 raise problem
 
     async def _submit(self, order: PilotOrder, account: pwd.struct_passwd) -> None:
-        place = self._place(order)
-        program = [
-            *self._program, "serve", "node", "--crm", str(order.crm), "--ticket", str(place / _TICKET),
-            "--directory", str(place / "record"), "--host", str(self._host),
-        ]  # fmt: skip
+        place = places.place_of(self._directory, order)
+        program = places.command(self._program, order, place, self._host)
         left_s = order.window.ends_at_s + self.guard_s - self._now_s()
         await self._slurm.submit(
             words.submit(
@@ -230,31 +230,13 @@ class SlurmBackend:
                 user=order.account,
                 group=account.pw_gid,
                 minutes=max(1, -(-left_s // 60)),
-                log=str(place / "log"),
+                log=str(places.log_of(place)),
                 comment=order.reservation,
                 partition=self._partition,
             ),
             words.script(program),
             {"HOME": account.pw_dir, "LANG": "C.UTF-8"},
         )
-
-    def _furnish(self, order: PilotOrder, account: pwd.struct_passwd) -> None:
-        """The pilot's place with its ticket. Errors: RefusedError."""
-        place = self._place(order)
-        try:
-            place.parent.mkdir(mode=0o711, exist_ok=True)
-            place.mkdir(mode=0o700, exist_ok=True)
-            os.chown(place, account.pw_uid, account.pw_gid)
-            if not (place / _TICKET).exists():
-                fresh = place / f".{_TICKET}"
-                fresh.unlink(missing_ok=True)
-                seal.write_private(fresh, order.ticket)
-                os.chown(fresh, account.pw_uid, account.pw_gid)
-                fresh.rename(place / _TICKET)
-        except OSError as error:
-            raise RefusedError(
-                f"the pilot of {order.sandbox} cannot have its ticket in {place}", cause=error.strerror
-            ) from error
 
     async def running(self, hold: str) -> frozenset[str]:
         return frozenset(self._sandbox(job) for job in await self._jobs(hold))
@@ -285,9 +267,6 @@ class SlurmBackend:
             found = self._turns[hold] = asyncio.Lock()
         return found
 
-    def _place(self, order: PilotOrder) -> Path:
-        return self._directory / order.hold / order.sandbox
-
     def _job_name(self, order: PilotOrder) -> str:
         return words.job_name(self._site, order.hold, order.sandbox)
 
@@ -302,7 +281,8 @@ class SlurmBackend:
         one it was, of the user whose place it is.
         """
         names = {
-            words.job_name(self._site, hold, sandbox): sandbox for sandbox in _below(self._directory / hold)
+            words.job_name(self._site, hold, sandbox): sandbox
+            for sandbox in places.names_below(self._directory / hold)
         }
         if not names:
             return []
@@ -375,21 +355,3 @@ def _younger_twins(jobs: Iterable[Job]) -> list[int]:
             twins.append(job.id)
         seen.add(job.name)
     return twins
-
-
-def _account(name: str) -> pwd.struct_passwd:
-    """Errors: RefusedError."""
-    try:
-        found = pwd.getpwnam(name)
-    except KeyError:
-        raise RefusedError(f"this host has no account '{name}'") from None
-    if found.pw_uid == 0:
-        raise RefusedError("a pilot is a user's, and root is none")
-    return found
-
-
-def _below(directory: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in directory.iterdir() if path.is_dir())
-    except OSError:
-        return []
