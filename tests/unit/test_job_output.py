@@ -11,6 +11,7 @@ import pytest
 from virtgrid.core.errors import RefusedError
 from virtgrid.grid.crm.spool import Spool
 from virtgrid.grid.grc.journal import JobJournal, read
+from virtgrid.grid.grc.words import output_lines
 from virtgrid.grid.messages import job as jobs
 from virtgrid.grid.messages.job import JobState, JobTold, NodeTold, Wrote
 from virtgrid.grid.messages.node import Finished, Output, Tell
@@ -87,6 +88,23 @@ def test_a_program_that_writes_for_ever_fills_no_disk_and_its_end_is_known(tmp_p
         lines, at = spool.read(at)
         last = lines
     assert "the rest is not kept" in texts(last)[-1]
+
+
+def test_a_site_s_lines_become_the_journal_s_whatever_their_texts_hold() -> None:
+    strange = Finished(exec="e1", status=None, problem="one\u2028two\x85three")
+    lines = [
+        Tell(number=1, kind="output", body=piece("a").model_dump(mode="json")).model_dump_json(),
+        "this is none",
+        Tell(number=2, kind="finished", body=strange.model_dump(mode="json")).model_dump_json(),
+    ]
+    text = "".join(f"{line}\n" for line in lines)
+    found = output_lines(text, 10, 5.0)
+    assert [one.kind for one in found] == ["output", "finished"]
+    assert found[0].cursor == 10 + len(lines[0].encode()) + 1
+    assert found[-1].cursor == 10 + len(text.encode())
+    assert isinstance(found[-1], jobs.Finished)
+    assert found[-1].problem == strange.problem
+    assert output_lines("", 7, 5.0) == []
 
 
 def told(state: JobState = JobState.RUNNING) -> JobTold:

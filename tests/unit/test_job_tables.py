@@ -12,7 +12,7 @@ from virtgrid.grid.coalloc import crew
 from virtgrid.grid.coalloc import job as table
 from virtgrid.grid.coalloc.crew import Goal
 from virtgrid.grid.coalloc.job import Event, Job
-from virtgrid.grid.grc.jobs import common_prefix
+from virtgrid.grid.grc.place import common_prefix
 from virtgrid.grid.messages.job import CrewView, JobState, NodeView, Order, Verdict
 from virtgrid.grid.messages.node import Command, Keys, State
 from virtgrid.grid.node import states

@@ -102,7 +102,7 @@ class Grc:
         while not stop():
             asked = AskJournal(id=self._id, after=after, wait_s=1.0 if wait else 0.0)
             answer = parse(Journal, FOLLOW, await self.ask(FOLLOW, asked.model_dump()))
-            for text in answer.lines.splitlines():
+            for text in answer.lines.split("\n")[:-1]:  # a text may hold other separators
                 yield JOURNAL_LINE.validate_json(text)
             if answer.over or (not wait and answer.next == after):
                 return

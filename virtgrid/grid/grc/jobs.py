@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import json
 import logging
 import pwd
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -21,19 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from pydantic import ValidationError
-
 from virtgrid.core.clock import Clock
 from virtgrid.core.errors import NotFoundError, PeerUnreachableError, RefusedError, VirtgridError
 from virtgrid.grid.coalloc import job as table
 from virtgrid.grid.coalloc.job import Event, Job
 from virtgrid.grid.grc import journal as journals
+from virtgrid.grid.grc import place, words
 from virtgrid.grid.grc.coordinator import Coordinator
 from virtgrid.grid.grc.journal import JobJournal
 from virtgrid.grid.grc.ledger import EVERYBODY
 from virtgrid.grid.grc.parties import Transport
-from virtgrid.grid.messages import node as notes
-from virtgrid.grid.messages.coalloc import Grant, PartyState, ReservationState, View
+from virtgrid.grid.messages.coalloc import Grant, PartyState, ReservationState
 from virtgrid.grid.messages.common import Model, UserName, parse, require
 from virtgrid.grid.messages.job import (
     CREW,
@@ -41,7 +37,6 @@ from virtgrid.grid.messages.job import (
     CrewView,
     Dismiss,
     Equip,
-    Finished,
     JobList,
     JobState,
     JobTold,
@@ -49,14 +44,10 @@ from virtgrid.grid.messages.job import (
     Journal,
     Launch,
     Muster,
-    NodeTold,
-    NodeView,
     Order,
     SiteTold,
     Submit,
-    Wrote,
 )
-from virtgrid.grid.messages.node import Exec, Tell
 from virtgrid.grid.store.database import Database
 from virtgrid.grid.store.jobs import JobTable, KeptJob
 from virtgrid.grid.store.reservations import LIST_LIMIT
@@ -70,19 +61,6 @@ JOBS_LIMIT: Final = 256
 """Jobs a user may have under way."""
 NODES_LIMIT: Final = 2048
 """Of a job: what everybody's keys and addresses fit into one message for."""
-HOSTFILE: Final = "/etc/virtgrid/hostfile"
-_SHORTEST: Final = 8
-
-#: What an MPI user's environment has in a cluster, so that ``mpirun -np 4 ./a.out`` is all there is to say.
-#: Open MPI reads OMPI_MCA_*: the hostfile, the one interface, and no question at a first ssh.
-ENVIRONMENT: Final[Mapping[str, str]] = {
-    "VIRTGRID_HOSTFILE": HOSTFILE,
-    "OMPI_MCA_orte_default_hostfile": HOSTFILE,
-    "OMPI_MCA_plm_rsh_args": "-o BatchMode=yes",
-    "OMPI_MCA_oob_tcp_if_include": "eth0",
-    "OMPI_MCA_btl_tcp_if_include": "eth0",
-    "OMPI_MCA_btl": "tcp,self",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +258,7 @@ class Jobs:
             if view.state is ReservationState.COMMITTED:
                 await self._happened(course, Event.RESERVED, "it is reserved")
             elif view.state not in (ReservationState.HOLDING, ReservationState.COMMITTING):
-                why = _refusal(view)
+                why = words.refusal(view)
                 await self._happened(course, Event.REFUSED, why)
 
     async def _wait(self, course: _Course) -> None:
@@ -370,7 +348,7 @@ class Jobs:
         if segment is None or segment.segment is None:
             raise RefusedError("the network manager has granted no segment")
         who = None if kept.owner.startswith("uid:") else kept.owner
-        prefix = common_prefix(addresses)
+        prefix = place.common_prefix(addresses)
         return Muster(key=key, user=kept.user, tag=segment.segment, prefix=prefix, who=who)
 
     # -- a site --------------------------------------------------------------------------------
@@ -417,15 +395,10 @@ class Jobs:
             case Order.EQUIP:
                 said = Equip(key=muster.key, hosts=table.hosts(course.now))
             case Order.LAUNCH:
-                said = Launch(key=muster.key, program=self._program(course.kept))
+                said = Launch(key=muster.key, program=words.program(course.kept))
             case Order.DISMISS:
                 said = Dismiss(key=muster.key)
         return said.model_dump(mode="json")
-
-    def _program(self, kept: KeptJob) -> Exec:
-        nodes = sum(site.nodes for site in kept.wish.sites)
-        ours = {**ENVIRONMENT, "VIRTGRID_JOB": kept.id, "VIRTGRID_NODES": str(nodes)}
-        return Exec(argv=kept.program.argv, env={**ours, **kept.program.env})
 
     async def _watch(self, course: _Course, site: str, key: str) -> None:
         """Hear what a site tells of its crew, and the output."""
@@ -461,7 +434,8 @@ class Jobs:
 
     async def _heard(self, course: _Course, site: str, view: CrewView, *, first: bool) -> None:
         at_s = self._now_s()
-        told = [line for node in view.nodes if (line := _node_line(course, site, node, at_s))]
+        before = course.journal.nodes
+        told = [line for node in view.nodes if (line := words.node_line(before, site, node, at_s))]
         await course.journal.write(*told)
         if first:
             await self._output(course, view, at_s)
@@ -471,24 +445,7 @@ class Jobs:
             await self._step(course, lambda now: table.heard(now, site, view))
 
     async def _output(self, course: _Course, view: CrewView, at_s: float) -> None:
-        lines: list[Wrote | Finished] = []
-        cursor = course.journal.cursor
-        for text in view.output.splitlines(keepends=True):
-            cursor += len(text.encode())
-            try:
-                tell = Tell.model_validate_json(text)
-                note = parse(notes.NOTES[tell.kind], tell.kind, tell.body)
-            except (ValidationError, BadMessageError, json.JSONDecodeError) as error:
-                _log.warning("job %s: a line of output is none: %s", course.kept.id, error)
-                continue
-            if isinstance(note, notes.Output):
-                lines.append(Wrote(at_s=at_s, stream=note.stream, data=note.data, cursor=cursor))
-            elif isinstance(note, notes.Finished):
-                end = Finished(
-                    at_s=at_s, status=note.status, usage=note.usage, problem=note.problem, cursor=cursor
-                )
-                lines.append(end)
-        await course.journal.write(*lines)
+        await course.journal.write(*words.output_lines(view.output, course.journal.cursor, at_s))
         await self._finished(course)
 
     async def _finished(self, course: _Course) -> None:
@@ -566,43 +523,6 @@ def _problem(tasks: Sequence[asyncio.Task[None]]) -> BaseException | None:
     """Why one of them has failed, if one has."""
     ended = [task for task in tasks if task.done() and not task.cancelled()]
     return next((problem for task in ended if (problem := task.exception()) is not None), None)
-
-
-def common_prefix(ranges: list[str]) -> int:
-    """Of the smallest network all ranges lie in: what every sandbox takes for its own. Pure.
-
-    Errors: RefusedError when they have too little in common.
-    """
-    networks = [ipaddress.IPv4Network(one) for one in ranges]
-    common = networks[0]
-    while not all(one.subnet_of(common) for one in networks):
-        if common.prefixlen <= _SHORTEST:
-            raise RefusedError(f"{', '.join(ranges)} lie in no common network of /{_SHORTEST} or longer")
-        common = common.supernet()
-    return common.prefixlen
-
-
-def _node_line(course: _Course, site: str, node: NodeView, at_s: float) -> NodeTold | None:
-    """A line for the journal when there is something new."""
-    state = "LOST" if node.problem else str(node.state or "AWAITED")
-    reason = node.problem or node.reason
-    if course.journal.nodes.get(node.sandbox) == (state, reason):
-        return None
-    return NodeTold(
-        at_s=at_s,
-        site=site,
-        node=node.node,
-        sandbox=node.sandbox,
-        address=node.address,
-        state=state,
-        reason=reason,
-    )
-
-
-def _refusal(view: View) -> str:
-    """The reason of every party, and when all could."""
-    reasons = "; ".join(f"{one.party}: {one.why}" for one in view.parties if one.why)
-    return reasons or view.reason
 
 
 def _user(owner: str) -> str:

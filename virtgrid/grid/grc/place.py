@@ -11,8 +11,12 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Final
 
+from virtgrid.core.errors import RefusedError
 from virtgrid.grid.messages.coalloc import Nodes, Path, Paths, Reserve, range_for
+
+_SHORTEST: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,20 @@ def paths_of(wish: Reserve) -> Paths:
         paths=tuple(Path(between=pair, rate_bytes_s=rate) for pair in between if rate is not None),
         segment=wish.segment,
     )
+
+
+def common_prefix(ranges: list[str]) -> int:
+    """Of the smallest network all ranges lie in: what every sandbox takes for its own. Pure.
+
+    Errors: RefusedError when they have too little in common.
+    """
+    networks = [ipaddress.IPv4Network(one) for one in ranges]
+    common = networks[0]
+    while not all(one.subnet_of(common) for one in networks):
+        if common.prefixlen <= _SHORTEST:
+            raise RefusedError(f"{', '.join(ranges)} lie in no common network of /{_SHORTEST} or longer")
+        common = common.supernet()
+    return common.prefixlen
 
 
 def spread(id_: str) -> int:
