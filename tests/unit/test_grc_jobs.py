@@ -33,6 +33,7 @@ from virtgrid.grid.provide import Counter, Stored
 from virtgrid.grid.store.database import Database
 from virtgrid.grid.store.schema import reservation
 from virtgrid.wire.endpoint import Endpoint
+from virtgrid.wire.line import Line
 
 ME = "uid:1000"
 PACE = Pace(up_s=20.0, ask_s=2.0, watch_s=0.5, again_s=0.02, again_most_s=0.1, answer_s=8.0)
@@ -150,10 +151,11 @@ async def world(directory: Path, pace: Pace = PACE) -> AsyncIterator[World]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redialling soon; everybody on a socket is the user that has an account everywhere."""
+    """Redialling soon; the coordinator is root, everybody else the user that has an account everywhere."""
     monkeypatch.setattr(uplink, "_FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(uplink, "_LONGEST_WAIT_S", 0.05)
-    monkeypatch.setattr("virtgrid.wire.line.Line.peer_uid", lambda _: pwd.getpwnam(USER).pw_uid)
+    user = pwd.getpwnam(USER).pw_uid
+    monkeypatch.setattr(Line, "peer_uid", lambda line: 0 if line.name == "a coordinator" else user)
     monkeypatch.setattr(grc, "_user", lambda _: USER)
 
 
