@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from network_parts import standing
 from wire_ends import listening, until
 
 from virtgrid.core.errors import UsageError, VirtgridError
-from virtgrid.grid.coalloc.provider import Record
-from virtgrid.grid.messages.coalloc import Grant, Hold, HoldState, Paths, Standing, Window
+from virtgrid.grid.messages.coalloc import Hold, Paths, Window
 from virtgrid.grid.messages.coalloc import Path as Way
 from virtgrid.grid.messages.common import parse
 from virtgrid.grid.messages.network import SEGMENTS, Orders, bridge_of
@@ -38,28 +37,12 @@ TOPOLOGY = Topology(
 )
 
 
-def _standing(key: str = "key-of-a-hold", *, rate: int | None = 1_398_000, **grant: Any) -> Standing:
-    paths = () if rate is None else (Way(between=("a", "b"), rate_bytes_s=rate),)
-    now_s = int(time.time())
-    record = Record(
-        key=key,
-        print="",
-        owner="uid:1",
-        reservation="render",
-        window=Window(begins_at_s=now_s - 10, ends_at_s=now_s + 1000),
-        expires_at_s=now_s,
-        state=HoldState.COMMITTED,
-        grant=Grant(**{"segment": 1000, "sites": ("a", "b"), "paths": paths, **grant}),
-    )
-    return record.standing(now_s)
-
-
 def test_hosts_of_the_sites_have_the_segment_and_others_have_nothing() -> None:
-    told = orders("net", TOPOLOGY, [_standing()])
+    told = orders("net", TOPOLOGY, [standing()])
     assert [len(told[host].segments) for host in (A, B1, B2, C)] == [1, 1, 1, 0]
     (one,) = told[A].segments
     assert (one.segment, one.mtu, one.sites) == (1000, 1450, ("a", "b"))
-    assert one.id not in _standing().key, "what gives a promise back stays between who made it and us"
+    assert one.id not in standing().key, "what gives a promise back stays between who made it and us"
     assert told[A].hosts["b"] == (B1.address, B2.address)
     assert told[A].reach["b"].networks == ("10.7.0.0/16", "198.51.100.1/32", "198.51.100.2/32")
     for order in told.values():  # what is said can be heard
@@ -67,7 +50,7 @@ def test_hosts_of_the_sites_have_the_segment_and_others_have_nothing() -> None:
 
 
 def test_a_promise_is_payload_and_its_guarantee_has_what_is_around_it() -> None:
-    told = orders("net", TOPOLOGY, [_standing()])
+    told = orders("net", TOPOLOGY, [standing()])
     # A full packet: 1398 bytes of payload, 52 of IP and TCP, 50 of VXLAN, 38 of Ethernet.
     assert told[A].segments[0].rates == {"b": 1_538_000}
     assert told[B1].segments[0].rates == {"a": 769_000}, "each of a site's hosts has its part"
@@ -132,7 +115,7 @@ def test_a_network_of_people_is_checked_as_a_whole() -> None:
     ],
 )
 def test_orders_that_do_not_fit_together_are_refused(changes: dict[str, Any], why: str) -> None:
-    said = orders("net", TOPOLOGY, [_standing()])[A].model_dump(mode="json")
+    said = orders("net", TOPOLOGY, [standing()])[A].model_dump(mode="json")
     if changes.get("segments") == "twice":
         changes = {"segments": said["segments"] * 2}
     with pytest.raises(BadMessageError, match=why):
@@ -166,7 +149,7 @@ class Recording:
 
 
 async def test_what_was_said_survives_and_half_a_file_is_none(tmp_path: Path) -> None:
-    said = orders("net", TOPOLOGY, [_standing()])[A]
+    said = orders("net", TOPOLOGY, [standing()])[A]
     effects = Recording()
     async with Networks(effects, directory=tmp_path) as networks:
         assert (await networks.told(said)).problems == {}
@@ -189,9 +172,9 @@ async def test_what_was_said_survives_and_half_a_file_is_none(tmp_path: Path) ->
 
 async def test_managers_do_not_undo_each_other(tmp_path: Path) -> None:
     effects = Recording()
-    one = orders("one", TOPOLOGY, [_standing()])[A]
-    other = orders("two", TOPOLOGY, [_standing("another-hold", segment=2000)])[A]
-    clash = orders("two", TOPOLOGY, [_standing("another-hold")])[A]
+    one = orders("one", TOPOLOGY, [standing()])[A]
+    other = orders("two", TOPOLOGY, [standing("another-hold", segment=2000)])[A]
+    clash = orders("two", TOPOLOGY, [standing("another-hold")])[A]
     async with Networks(effects, directory=tmp_path) as networks:
         await networks.told(one)
         await networks.told(other)
@@ -202,7 +185,7 @@ async def test_managers_do_not_undo_each_other(tmp_path: Path) -> None:
 
 
 async def test_a_host_with_one_bridge_for_everybody_isolates_nobody_and_says_so(tmp_path: Path) -> None:
-    said = orders("net", TOPOLOGY, [_standing()])[A]
+    said = orders("net", TOPOLOGY, [standing()])[A]
     effects = Recording()
     async with Networks(effects, bridge="br0", directory=tmp_path) as networks:
         await networks.told(said)
@@ -211,7 +194,7 @@ async def test_a_host_with_one_bridge_for_everybody_isolates_nobody_and_says_so(
 
 
 async def test_a_host_that_fails_tells_and_tries_again(tmp_path: Path) -> None:
-    said = orders("net", TOPOLOGY, [_standing()])[A]
+    said = orders("net", TOPOLOGY, [standing()])[A]
     effects = Recording()
     effects.problems = {said.segments[0].id: "there is no room", "somebody-elses": "neither"}
     async with Networks(effects, directory=tmp_path) as networks:
@@ -244,9 +227,9 @@ async def test_a_host_is_told_when_it_comes_back_and_only_the_last(tmp_path: Pat
         return {"problems": {}}
 
     async with _teller(tmp_path / "host") as teller:
-        teller.say(orders("net", TOPOLOGY, [_standing()])[A])
+        teller.say(orders("net", TOPOLOGY, [standing()])[A])
         await until(lambda: teller.silent)
-        teller.say(orders("net", TOPOLOGY, [_standing(segment=7)])[A])
+        teller.say(orders("net", TOPOLOGY, [standing(segment=7)])[A])
         async with listening(tmp_path / "host", hear):
             await asyncio.wait_for(teller.told(), 20)
             assert heard == [[7]]

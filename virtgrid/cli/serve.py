@@ -77,15 +77,23 @@ def _in_network(listen: str) -> Endpoint:
 
 
 def _provider_network(
-    listen: str | None, pki: Path, role: Role, told: frozenset[str], site: str | None = None
+    listen: str | None,
+    pki: Path,
+    role: Role,
+    told: frozenset[str],
+    site: str | None = None,
+    *,
+    heard: Role = Role.GRC,
 ) -> Network | None:
-    """Of a CRM or an NRM. Errors: UsageError, RefusedError (certificate)."""
+    """Where a CRM, an NRM or a host is found, for whoever it hears. Errors: UsageError, RefusedError
+    (certificate).
+    """
     if listen is None:
         return None
     if not any(who.startswith("virtgrid:") for who in told):
         raise UsageError(
-            "--listen without a coordinator that may call from the network",
-            hint="--grc virtgrid://SITE/grc/NAME; virtgrid pki show says it where the coordinator runs",
+            f"--listen without a --{heard} that may call from the network",
+            hint=f"--{heard} virtgrid://SITE/{heard}/NAME; virtgrid pki show says it where that one runs",
         )
     return Network(where=_in_network(listen), tls=identity(pki, role, site=site))
 
@@ -103,6 +111,16 @@ def host(
     socket: Annotated[
         str, typer.Option(metavar="ENDPOINT", help="Where pilots and network managers reach it.")
     ] = VIRTGRIDD,
+    listen: Listen = None,
+    pki: Pki = SYSTEM,
+    nrm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--nrm",
+            metavar="WHO",
+            help="A network manager it hears: virtgrid://SITE/nrm/NAME or uid:N; may be said again.",
+        ),
+    ] = None,
     orphan_after: Annotated[
         str, typer.Option(metavar="TIME", help="Remove a sandbox whose pilot has been gone for so long.")
     ] = "60s",
@@ -123,6 +141,8 @@ def host(
     where = Endpoint.parse(socket)
     key = read_public_key(crm_key)
     orphan_s = parse_duration(orphan_after)
+    managers = frozenset(told_of(who, Role.NRM) for who in nrm or [])
+    network = _provider_network(listen, pki, Role.HOST, managers, heard=Role.NRM)
 
     async def main() -> None:
         daemon = Virtgridd(
@@ -133,6 +153,8 @@ def host(
             tenancies=Tenancies(),
             networks=Networks(Kernel(), bridge=bridge),
             orphan_s=orphan_s,
+            network=network,
+            managers=managers,
         )
         await serve(daemon, ready=lambda: logging.info("ready at %s", where))
 
@@ -375,6 +397,8 @@ def nrm(
         networks=parse_networks(network or []),
         path_mtu=mtu,
     )
+    far = any(Endpoint.parse(one.where).is_network for one in topology.hosts)
+    us = identity(pki, Role.NRM) if far else None
     stock = NetworkStock(links=topology.promised(), segments=parse_segments(segments))
     told = frozenset(map(told_of, grc or []))
     _log()
@@ -389,7 +413,7 @@ def nrm(
             network=there,
             told=told,
             ready=lambda: logging.info("ready at %s", where),
-            beside=(lambda promises: Hosts(name, topology, promises)) if topology.hosts else None,
+            beside=(lambda promises: Hosts(name, topology, promises, tls=us)) if topology.hosts else None,
         )
     )
 

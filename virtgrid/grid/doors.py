@@ -115,16 +115,17 @@ def identity(directory: Path, role: Role, *, site: str | None = None) -> Tls:
     return tls
 
 
-def told_of(text: str) -> str:
-    """A coordinator that a provider is to hear, as ``caller`` calls it: ``virtgrid://SITE/grc/NAME``, or
-    ``uid:N`` for one on the same host. Errors: UsageError.
+def told_of(text: str, role: Role = Role.GRC) -> str:
+    """Who is to be heard, as ``caller`` calls it: ``virtgrid://SITE/grc/NAME``, or ``uid:N`` for one on the
+    same host. role: theirs, the coordinator's where nothing is said. Errors: UsageError.
     """
+    form = f"virtgrid://SITE/{role}/NAME"
     if _LOCAL.fullmatch(text):
         return text
     try:
         who = Identity.parse(text)
     except RefusedError as error:
-        raise UsageError(f"--grc: {error.what}", hint="virtgrid://SITE/grc/NAME, or uid:N") from None
-    if who.role is not Role.GRC:
-        raise UsageError(f"--grc: {who} is a {who.role}, and no coordinator", hint="virtgrid://SITE/grc/NAME")
+        raise UsageError(f"--{role}: {error.what}", hint=f"{form}, or uid:N") from None
+    if who.role is not role:
+        raise UsageError(f"--{role}: {who} is a {who.role}, and not what is heard here", hint=form)
     return str(who)

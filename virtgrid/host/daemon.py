@@ -21,6 +21,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from virtgrid.core.errors import RefusedError, VirtgridError
+from virtgrid.grid.doors import Network
 from virtgrid.grid.messages import ticket as tickets
 from virtgrid.grid.messages.common import Model, parse
 from virtgrid.grid.messages.host import METHODS, Entries, HelloHost, Prepare
@@ -32,13 +33,12 @@ from virtgrid.host.networks import Networks
 from virtgrid.host.notices import Notice, NoticeSocket
 from virtgrid.host.tenancies import Tenancies
 from virtgrid.wire.endpoint import Endpoint, Listener, listen
-from virtgrid.wire.identity import Identity, Right, Role, authorise
+from virtgrid.wire.identity import Right, authorise
 from virtgrid.wire.line import HandedOverError, Line
 from virtgrid.wire.message import bad_parameters, no_such_method
 
 _HELLO_DEADLINE_S: Final = 10.0
 _SWEEP_S: Final = 1.0
-_RIGHTS: Final = {SEGMENTS: Right(anybodys=frozenset({Role.NRM}))}
 _log = logging.getLogger(__name__)
 
 
@@ -59,10 +59,17 @@ class Virtgridd:
         networks: Networks,
         orphan_s: float,
         notices: Path = Path(NOTICE_SOCKET),
+        network: Network | None = None,
+        managers: frozenset[str] = frozenset(),
     ) -> None:
+        """network: where network managers reach us from other hosts; managers: those that are heard
+        (``doors.told_of``), besides root of this host.
+        """
         self._where, self._keys, self._bridge = where, tuple(keys), bridge
         self._libvirt, self._tenancies = libvirt, tenancies
         self._notices, self._orphan_s, self._networks = notices, orphan_s, networks
+        self._network, self.network = network, None if network is None else network.where
+        self._rights = {SEGMENTS: Right(named=managers)}
         self._guests: dict[str, Guest] = {}
         self._of_line: dict[Line, Guest] = {}
         self._managers: dict[str, Line] = {}
@@ -78,6 +85,17 @@ class Virtgridd:
                 self._where, self._heard, name="a pilot", mode=0o666, serve=self._serve
             )
             stack.push_async_callback(listener.close)
+            if self._network is not None:
+                there = await listen(
+                    self._network.where,
+                    self._heard,
+                    name="a network manager",
+                    tls=self._network.tls,
+                    rights=self._rights,
+                    serve=self._serve,
+                )
+                stack.push_async_callback(there.close)
+                self.network = there.where
             stack.push_async_callback(self._libvirt.close)
             await stack.enter_async_context(self._networks)
             for tenancy in self._tenancies.all():
@@ -149,8 +167,7 @@ class Virtgridd:
 
     async def _ordered(self, line: Line, params: Mapping[str, Any]) -> Carried:
         """What a network manager wants here. Of two lines of one manager the newer one counts."""
-        site = line.peer.site if isinstance(line.peer, Identity) else None
-        authorise(line.peer, SEGMENTS, rights=_RIGHTS, site=site)
+        authorise(line.peer, SEGMENTS, rights=self._rights, site=None)
         orders = parse(Orders, SEGMENTS, params)
         before = self._managers.get(orders.network)
         if before is not line:

@@ -22,7 +22,9 @@ from virtgrid.grid.nrm.orders import Host, Topology, orders
 from virtgrid.grid.provide import Stored
 from virtgrid.grid.store import units
 from virtgrid.wire.endpoint import Endpoint, dial
+from virtgrid.wire.identity import Role
 from virtgrid.wire.line import Line, deaf
+from virtgrid.wire.tls import Tls
 
 LEAD_S: Final = 60
 """Segments are made so long before their window: when it opens they are there."""
@@ -37,8 +39,9 @@ _log = logging.getLogger(__name__)
 class Teller:
     """One host: ``say`` what should be on it, and it is told, now or when it is there."""
 
-    def __init__(self, host: Host, *, name: str) -> None:
-        self.host = host
+    def __init__(self, host: Host, *, name: str, tls: Tls | None = None) -> None:
+        """tls: who we are, for a host that is reached over the network."""
+        self.host, self._tls = host, tls
         self._where, self._name = Endpoint.parse(host.where), name
         self._orders: Orders | None = None
         self._line: Line | None = None
@@ -103,7 +106,9 @@ class Teller:
     async def _tell(self) -> None:
         assert self._orders is not None
         if self._line is None or self._line.lost is not None:
-            self._line = await dial(self._where, deaf, name=self._name)
+            self._line = await dial(
+                self._where, deaf, name=self._name, tls=self._tls, expect=Role.HOST, site=self.host.site
+            )
         said = self._orders
         answer = await self._line.call(SEGMENTS, said.model_dump(mode="json"), deadline_s=_DEADLINE_S)
         done = parse(Carried, SEGMENTS, answer)
@@ -127,8 +132,8 @@ class Teller:
 class Hosts:
     """All hosts of a network manager. A context manager: they are told as long as it is there."""
 
-    def __init__(self, network: str, topology: Topology, promises: Stored) -> None:
-        self._network, self._topology, self._promises = network, topology, promises
+    def __init__(self, network: str, topology: Topology, promises: Stored, *, tls: Tls | None = None) -> None:
+        self._network, self._topology, self._promises, self._tls = network, topology, promises, tls
         self._tellers: Sequence[Teller] = ()
         self._looking: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
@@ -136,7 +141,8 @@ class Hosts:
 
     async def __aenter__(self) -> Hosts:
         self._tellers = [
-            Teller(host, name=f"virtgridd of {host.site} at {host.address}") for host in self._topology.hosts
+            Teller(host, name=f"virtgridd of {host.site} at {host.address}", tls=self._tls)
+            for host in self._topology.hosts
         ]
         try:
             await self._look()
