@@ -166,9 +166,9 @@ class SandboxHost:
         run = lambda text: tuple(self.site.run(["sh", "-c", text]).stdout.split())  # noqa: E731
         return Traces(
             directories=run(
-                # What virtgridd keeps its own records in is no trace; a record is.
+                # Where virtgridd keeps its own records is no trace; a record of a sandbox is.
                 f"ls -A {STATE} {STATE}/.claims {STATE}/.tenancies 2>/dev/null"
-                " | grep -v -e : -e '^.claims$' -e '^.tenancies$' || true"
+                " | grep -v -e : -e '^[.]' || true"
             ),
             mounts=run("grep -o 'sandboxes/[^ ]*/[^ ]*' /proc/self/mountinfo || true"),
             cables=run("ls /sys/class/net | grep '^vg' || true"),
