@@ -51,6 +51,8 @@ READY_S: Final = 20.0
 #: libvirt notices the end of a domain's first process after a fifth of a second, of 64 at once after one;
 #: once in some thousand ends not at all, and then it is told.
 _NOTICED_S: Final = 2.0
+#: For a libvirt_lxc whose libvirtd was killed while it began to end by itself.
+_CRASHED_S: Final = 2.0
 _ENTER: Final = Path(__file__).parent / "enter.py"
 
 
@@ -222,7 +224,7 @@ class Sandboxes:
             else:
                 self._set_port(prepared.spec, up=False)
         except BaseException:
-            await self._clear(name)
+            await self._clear(name, patience_s=_CRASHED_S)
             raise
         return made_box
 
@@ -375,7 +377,9 @@ class Sandboxes:
             await self._root(lambda: root.release(name, state=self.state))
         elif found is None and await self._foreign(name):
             raise NotFoundError(f"there is no sandbox '{name}'", cause="the domain of this name is none")
-        return await self._clear(name) or found is not None
+        # One whose first process nobody knows ended in a crash, perhaps a moment ago.
+        whole = found is not None and found.init is not None
+        return await self._clear(name, patience_s=0.0 if whole else _CRASHED_S) or found is not None
 
     async def _foreign(self, name: str) -> bool:
         """Is there a domain of this name that is no sandbox? (One of ours that is just ending is.)"""
@@ -383,7 +387,7 @@ class Sandboxes:
             text = await container.xml(hypervisor, name)
         return text is not None and domain.parse(text) is None
 
-    async def _clear(self, name: str) -> bool:
+    async def _clear(self, name: str, *, patience_s: float) -> bool:
         """Wait for the domain's end, help it if need be, and release what the hook has not."""
         deadline_s = time.monotonic() + _NOTICED_S
         while await self._container(name) is not None:
@@ -397,7 +401,7 @@ class Sandboxes:
 
         def release() -> bool:
             left = root.release(name, state=self.state)
-            leftovers.remove(name)
+            leftovers.remove(name, patience_s=patience_s)
             cables.delete(port_of(name))
             return left
 
