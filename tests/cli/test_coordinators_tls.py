@@ -293,7 +293,7 @@ def test_a_program_that_could_never_be_spoken_to_does_not_start(
     told, listen, none = ["--grc", GRC], ["--listen", at("alpha")], ["--pki", str(here)]
     for words, status, text in (
         ([*crm, "alpha", *told, *alpha, "--listen", f"unix:{here}/y.sock"], 2, "is no place in a network"),
-        ([*crm, "alpha", *listen, *alpha], 2, "--listen without a coordinator"),
+        ([*crm, "alpha", *listen, *alpha], 2, "--listen without a --grc"),
         ([*crm, "alpha", "--grc", "main", *listen], 2, "--grc: 'main' is nobody of the grid"),
         ([*crm, "alpha", *told, *listen, *none], 3, "there is no certificate of a crm below"),
         ([*crm, "beta", *told, *listen, *alpha], 3, "and a crm of site beta is to be here"),
