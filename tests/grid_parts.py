@@ -5,8 +5,10 @@ misbehaves.
 from __future__ import annotations
 
 import functools
+import signal
+import subprocess
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,18 @@ RANGES = {"alpha": ["10.1.0.0/24"], "beta": ["10.1.0.0/24", "10.2.0.0/24"]}
 NODES = {"alpha": ["a1", "a2", "a3", "a4"], "beta": ["b1", "b2"]}
 LINK_BYTES_S = 125_000_000
 ME = "uid:1000"
+
+
+def end_programs(programs: Collection[subprocess.Popen[bytes]]) -> None:
+    """SIGTERM to all at once, and -9 to who has not ended within 20 s of it."""
+    for program in programs:
+        program.send_signal(signal.SIGTERM)
+    for program in programs:
+        try:
+            program.wait(20)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
 
 
 class Flaky:

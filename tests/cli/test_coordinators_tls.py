@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from grid_parts import soon, until, wish
+from grid_parts import end_programs, soon, until, wish
 from wire_ends import nothing
 
 from tests.wire_grid import Grid
@@ -109,14 +108,7 @@ class Programs:
         self.running.pop(name).wait()
 
     def end(self) -> None:
-        for program in self.running.values():
-            program.send_signal(signal.SIGTERM)
-        for program in self.running.values():
-            try:
-                program.wait(20)
-            except subprocess.TimeoutExpired:
-                program.kill()
-                program.wait()
+        end_programs(self.running.values())
 
     def databases(self) -> list[Path]:
         return sorted(self.directory.glob("*.db"))

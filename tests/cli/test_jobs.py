@@ -7,7 +7,6 @@ import json
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grid_parts import until
+from grid_parts import end_programs, until
 
 from virtgrid.cli.main import app
 from virtgrid.wire import seal
@@ -84,14 +83,7 @@ class Grid:
         return str(json.loads(self.say("job", "show", id_, "--json").stdout)["state"])
 
     def end(self) -> None:
-        for program in self.running.values():
-            program.send_signal(signal.SIGTERM)
-        for program in self.running.values():
-            try:
-                program.wait(20)
-            except subprocess.TimeoutExpired:
-                program.kill()
-                program.wait()
+        end_programs(self.running.values())
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grid_parts import soon, until, wish
+from grid_parts import end_programs, soon, until, wish
 from wire_ends import nothing
 
 from virtgrid.cli.main import app
@@ -74,14 +73,7 @@ class Grid:
         return True
 
     def end(self) -> None:
-        for program in self.running.values():
-            program.send_signal(signal.SIGTERM)
-        for program in self.running.values():
-            try:
-                program.wait(20)
-            except subprocess.TimeoutExpired:
-                program.kill()
-                program.wait()
+        end_programs(self.running.values())
 
     def say(self, *words: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "VIRTGRID_GRC": self.grc}
