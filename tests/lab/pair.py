@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import socket
 import struct
@@ -98,6 +99,11 @@ class Tap:
         with Links(namespace) as links:
             links.up(TAP, mac=TAP_MAC)
             links.enslave(TAP, BRIDGE)
+            self.index = links.require(TAP)
+
+    def waiting(self) -> bool:
+        """Whether a frame waits for the guest, the one that is there to be lost too."""
+        return bool(select.select([self.end], [], [], 0)[0])
 
     def queued(self) -> list[bytes]:
         """What waits for the guest, but for the frame that is there to be lost."""

@@ -33,13 +33,16 @@ class Moved:
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
+        # It has run for long when the segment comes: nobody takes it for one on its way to the left.
+        self.here = Tap(pair.left)
+        self.here.send(SPEAKING)
         self.port = pair.both_up()
         self.way = Way(bridge=BRIDGE, port=self.port, tap=TAP, mac=GUEST)
-        self.here = Tap(pair.left)
         self.here.send(SPEAKING)
         until(lambda: self.points_to(pair.right) == self.port, "the address learned", deadline_s=10)
         self.there = Tap(pair.right)
         until(lambda: rules(pair.right, self.port), "the guest ushered in", deadline_s=10)
+        self.here.read()  # what the segment's coming up sent to everybody
 
     def points_to(self, where: str) -> str | None:
         """The interface a host's bridge sends the guest's frames to."""

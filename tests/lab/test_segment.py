@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from migrating import until
-from pair import BRIDGE, GUEST, PAYLOAD, WAY, Pair, Tap, at, rules, send, ushers
+from pair import BRIDGE, GUEST, PAYLOAD, TAP_MAC, WAY, Pair, Tap, at, rules, send, ushers
 
 from virtgrid.core.errors import NotFoundError, RefusedError, UsageError
 from virtgrid.lab import processes
@@ -157,6 +157,7 @@ def test_frames_for_a_guest_on_its_way_wait_at_its_tap(pair: Pair) -> None:
     at(pair.right, seen_at_segment)
     tap = Tap(pair.right)
     until(lambda: len(rules(pair.right, name)) == 1, "the tap being noticed", deadline_s=10)
+    until(tap.waiting, "the frame that is to be lost", deadline_s=10)
     send(pair.left, frame)
     found: list[bytes] = []
 
@@ -195,9 +196,8 @@ def test_a_guest_that_comes_back_is_not_sent_away_by_what_its_leaving_left(pair:
         for rule in (left_over, other):
             redirect.add(links, index, rule)
     tap = Tap(pair.right)
-    until(lambda: left_over not in rules(pair.right, name), "the left-over taken away", deadline_s=10)
-    assert {rule.rank for rule in rules(pair.right, name)} == {RETURN_RANK, SEAT_RANK}
-    assert other in rules(pair.right, name), "another guest's stays"
+    seat = Redirect(mac=f"00{TAP_MAC[2:]}", to=tap.index, rank=SEAT_RANK, exact=False)
+    until(lambda: rules(pair.right, name) == {other, seat}, "left-over out, seat in", deadline_s=10)
     os.close(tap.end)
 
 
