@@ -21,7 +21,8 @@ from virtgrid.core.frames import FrameBlock, Integers, block_of
 
 #: No frame and no pcapng block is larger.
 _RECORD_MAX: Final = 16 << 20
-_PIECE_BYTES: Final = 8 << 20
+#: A block costs something for each connection in it, whatever it has there; larger ones fall out of caches.
+_PIECE_BYTES: Final = 16 << 20
 _FRAMES_MAX: Final = 1 << 15
 #: Records of fewer bytes, on average, are looked for along lanes of so many bytes.
 _SHORT_BYTES: Final = 1536
