@@ -413,7 +413,8 @@ def test_the_headers_of_a_block_are_those_of_its_frames(
     }
     assert found.index.tolist() == list(expected)
     for at, (number, segment) in enumerate(expected.items()):
-        assert (found.keys[at], *(int(c[at]) for c in (found.seq, found.ack, found.flags, found.length))) == (
+        numbers = (int(column[at]) for column in (found.seq, found.ack, found.flags, found.length))
+        assert (bytes(found.keys[at]), *numbers) == (
             segment.key, segment.seq, segment.ack, segment.flags, segment.length,
         )  # fmt: skip
         if number in found.slow:

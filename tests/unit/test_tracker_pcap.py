@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import struct
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+from virtgrid.core.mapped import mapped
 from virtgrid.tracker import pcap as pcap_module
 from virtgrid.tracker.pcap import Frame, read_blocks, read_frames
 
@@ -75,6 +79,63 @@ def test_every_frame_is_read_however_large_the_pieces_are(
     monkeypatch.setattr("virtgrid.tracker.pcap._PIECE_BYTES", piece)
     expected = [Frame(row.at_s + 0.5, row.wire_len, row.data) for row in frames()]
     assert list(read_frames(io.BytesIO(data), "x")) == expected
+
+
+@pytest.fixture
+def on_disk(data: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "x.pcap"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        if mapped(file) is None:
+            pytest.skip("the file system gives no leases: files are read")
+    return path
+
+
+@pytest.mark.parametrize("piece", [64, 300, 1000, 1 << 20])
+def test_a_file_that_is_mapped_reads_the_same(
+    on_disk: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtgrid.tracker.pcap._PIECE_BYTES", piece)
+    with on_disk.open("rb") as file, io.BytesIO(on_disk.read_bytes()) as same:
+        assert list(read_frames(file, "x")) == list(read_frames(same, "x"))
+
+
+def test_a_file_that_somebody_waits_to_change_is_read_on(
+    on_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtgrid.tracker.pcap._PIECE_BYTES", 4000)
+    with io.BytesIO(on_disk.read_bytes()) as same, on_disk.open("rb") as file:
+        expected = list(read_frames(same, "x"))
+        frames = read_frames(file, "x")
+        found = [next(frames)]
+        with pytest.raises(BlockingIOError):  # kept away, for now
+            _open_to_write(on_disk)
+        for frame in frames:
+            found.append(frame)
+            with contextlib.suppress(BlockingIOError):
+                _open_to_write(on_disk)
+                break
+        assert len(found) < len(expected), "it was let in while there was more to read"
+        assert found + list(frames) == expected
+
+
+def _open_to_write(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_a_file_that_is_being_written_is_not_mapped(on_disk: Path) -> None:
+    with on_disk.open("ab"), on_disk.open("rb") as file:
+        assert mapped(file) is None
+        assert list(read_frames(file, "x"))
+
+
+def test_what_is_no_file_is_read() -> None:
+    with io.BytesIO(b"abc") as file:
+        assert mapped(file) is None
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as file:
+        assert mapped(file) is None
 
 
 def test_a_torn_file_is_read_as_far_as_it_is_whole(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

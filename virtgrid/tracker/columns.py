@@ -55,13 +55,14 @@ _SIX_LAYOUT: Final = _layout(_SIX_FIELDS, _SIX)
 class Columns:
     """Segments in the order of their frames.
 
-    index: of the frame in the block. keys, seq, ack, flags, length: as in Segment. start, end: where
+    index: of the frame in the block. keys, seq, ack, flags, length: as in Segment; the keys of nothing but
+    usual IPv4 are a column of records. start, end: where
     what was captured of the payload lies in the buffer. slow: the segments, by frame index, that
     were decoded one by one; their payload is in there.
     """
 
     index: Integers
-    keys: list[bytes]
+    keys: list[bytes] | Rows
     seq: Integers
     ack: Integers
     flags: Integers
@@ -104,12 +105,20 @@ def columns_of(block: FrameBlock, macs: Collection[bytes] | None = None) -> Colu
         for name in ("index", "seq", "ack", "flags", "length", "start", "end")
     }
     order = np.argsort(joined["index"], kind="stable")
-    keys = [key for part in parts for key in part.keys]
+    keys = [key for part in parts for key in listed(part.keys)]
     return Columns(
         keys=[keys[at] for at in order.tolist()],
         slow=slow,
         **{name: column[order] for name, column in joined.items()},
     )
+
+
+def listed(keys: list[bytes] | Rows) -> list[bytes]:
+    """Keys as bytes each."""
+    if isinstance(keys, list):
+        return keys
+    found: list[bytes] = keys.tolist()
+    return found
 
 
 def _rows(block: FrameBlock, index: Integers, layout: np.dtype[Any]) -> Rows:
@@ -150,7 +159,7 @@ def _segments(block: FrameBlock, index: Integers, rows: Rows, total_from: int, t
     kept = np.minimum(end, block.captured[index])
     return Columns(
         index=index,
-        keys=rows["key"].tolist(),
+        keys=rows["key"],
         seq=rows["seq"].astype(np.int64),
         ack=rows["ack"].astype(np.int64),
         flags=word & 0x1FF,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from virtgrid.core.frames import Flags, Integers
 from virtgrid.tracker.columns import Columns
 from virtgrid.tracker.decode import ACK, FIN, RST, SYN
+from virtgrid.tracker.pairs import pairs_of
 from virtgrid.tracker.streams import MASK, UNKNOWN
 
 
@@ -41,23 +42,6 @@ class Group:
         self.at, self.stop = places
         self.stretch, self.stretch_stop = stretches
         self.event = self.fin = UNKNOWN
-
-
-class _Numbers(dict[bytes, int]):
-    """Segment keys to numbers: a connection's two directions are 2n and 2n + 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys_of: list[bytes] = []
-
-    def __missing__(self, key: bytes) -> int:
-        half = (len(key) - 4) // 2
-        reverse = key[half:-4] + key[:half] + key[-2:] + key[-4:-2]
-        number = len(self.keys_of)
-        self.keys_of += (key, reverse)
-        self[reverse] = number + 1
-        self[key] = number
-        return number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +74,9 @@ class Flows:
     """
 
     def __init__(self, columns: Columns) -> None:
-        numbers = _Numbers()
         size = len(columns.index)
-        which = np.fromiter(map(numbers.__getitem__, columns.keys), np.int64, size)
-        # Radix sort for two-byte numbers.
-        pair = (which >> 1).astype(np.uint16 if size <= 0x10000 else np.int64)
-        order = np.argsort(pair, kind="stable")
-        ordered, second = pair[order], (which[order] & 1).astype(np.bool_)
+        pairs = pairs_of(columns.keys)
+        order, ordered, second = pairs.order, pairs.ordered, pairs.second
         seq, length, flags = columns.seq[order], columns.length[order], columns.flags[order]
         index, start, end = columns.index[order], columns.start[order], columns.end[order]
         odd = (flags & _SPECIAL) != ACK
@@ -123,18 +103,17 @@ class Flows:
         self.stretches, edges = _stretches(
             np.flatnonzero(work), ordered, second, odd, holes, (seq, length, start, end, index)
         )
-        keys = numbers.keys_of
-        count = len(keys) // 2
+        count = len(pairs.keys)
         begins = [*np.searchsorted(ordered, np.arange(count)).tolist(), size]
         firsts = [*np.searchsorted(edges, np.arange(count)).tolist(), len(edges)]
-        pairs = zip(keys[::2], keys[1::2], strict=True)
-        self.groups = list(map(Group, pairs, pairwise(begins), pairwise(firsts)))
-        self._numbers = numbers
+        self.groups = list(map(Group, pairs.keys, pairwise(begins), pairwise(firsts)))
+        self._group_of: dict[bytes, Group] = {}
 
     def group(self, key: bytes) -> Group | None:
         """The segments of the connection with such a key."""
-        number = self._numbers.get(key)
-        return None if number is None else self.groups[number >> 1]
+        if not self._group_of:
+            self._group_of = {of: group for group in self.groups for of in group.keys}
+        return self._group_of.get(key)
 
 
 #: Of a message, as much is looked at for its head.

@@ -2,7 +2,7 @@
 
 Own reading instead of a library's, for two reasons: the length on the wire and frames cut short by
 a snap length are what the tracker is about, and a frame costs a step along the records and no more.
-The file is read in large pieces into one buffer; of a piece, only where its records begin is found
+The file is mapped, or read in large pieces into one buffer; of a piece, only where its records begin is found
 in a loop, and their numbers are taken out together. Frames without an Ethernet header get one.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from virtgrid.core.errors import RefusedError
 from virtgrid.core.frames import FrameBlock, Integers, block_of
+from virtgrid.core.mapped import mapped
 
 #: No frame and no pcapng block is larger.
 _RECORD_MAX: Final = 16 << 20
@@ -92,14 +94,20 @@ class _DamagedError(ValueError):
 class _Piece:
     """A part of the file: ``view[at:end]`` has been read and not been used.
 
+    Where the file can be mapped nothing is copied: the part is a window that moves along it.
     short_records: how the records seen last were.
     """
 
     def __init__(self, file: Readable) -> None:
         self._file = file
-        self._make(_PIECE_BYTES)
         self.at = self.end = 0
         self.short_records = False
+        self.buffer: bytearray | mmap
+        self._mapped = mapped(file)
+        if self._mapped is not None:
+            self.buffer, self.view = self._mapped.bytes, self._mapped.view
+        else:
+            self._make(_PIECE_BYTES)
 
     def _make(self, size: int) -> None:
         self.buffer = bytearray(size)
@@ -110,6 +118,15 @@ class _Piece:
         left = self.end - self.at
         if left >= size:
             return True
+        if self._mapped is not None:
+            if self._mapped.held():
+                self.end = min(len(self.view), self.at + max(size, _PIECE_BYTES))
+                return self.end - self.at >= size
+            # Somebody is about to change it: the rest is read as any other file is.
+            self._mapped.let_go(self.at)
+            self._mapped = None
+            self.at = self.end = left = 0
+            self._make(_PIECE_BYTES)
         view = self.view
         if size > len(view):
             self._make(size)
