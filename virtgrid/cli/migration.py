@@ -6,7 +6,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,7 +17,8 @@ from virtgrid.core.errors import RefusedError, UsageError
 from virtgrid.core.units import format_duration, format_size, parse_duration
 from virtgrid.report.files import briefs, load, writer_alive
 from virtgrid.report.html import render_html
-from virtgrid.report.model import Outcome, Status, clean
+from virtgrid.report.model import Status, clean
+from virtgrid.report.objects import as_object, for_s
 from virtgrid.report.timeline import Timeline
 from virtgrid.report.words import busy_text, checks_text, verdict
 
@@ -45,60 +46,6 @@ def _since(text: str | None, now: datetime) -> datetime | None:
         return now - timedelta(seconds=parse_duration(text))
     except OverflowError:
         raise UsageError(f"'{text}' is longer than calendars go back") from None
-
-
-def _for_s(status: Status, now: datetime) -> float | None:
-    """How long it has been in this state, by UTC: the journal may be from before a reboot."""
-    if status.outcome is not Outcome.RUNNING or status.started_at is None:
-        return None
-    return max(0.0, (now - status.started_at).total_seconds() - status.state_since_s)
-
-
-def waiting(status: Status, now: datetime) -> dict[str, Any] | None:
-    """For whom a held migration waits, for ``--json``; None when it is not held."""
-    if status.waiting_for is None or status.hold is None:
-        return None
-    counts = status.counts
-    return {
-        "text": status.waiting_for,
-        "reason": status.gate.reason if status.gate else None,
-        "suitable": counts.suitable if counts else None,
-        "total": counts.total if counts else None,
-        "allowed": status.gate.allowed if status.gate else None,
-        "hold_s": _for_s(status, now),
-        "hold_max_s": status.hold.max_s,
-        "then": status.hold.then or None,
-    }
-
-
-def as_object(status: Status, path: Path, now: datetime) -> dict[str, Any]:
-    """One migration for ``--json``: of ``list`` and ``show`` alike."""
-    end = status.end
-    return {
-        "id": status.id,
-        "domain": status.domain,
-        "source": status.source,
-        "destination": status.destination,
-        "policy": status.policy,
-        "state": status.state,
-        "outcome": status.outcome,
-        "for_s": _for_s(status, now),
-        "waiting_for": waiting(status, now),
-        "on": status.on,
-        "started_at": status.started_at,
-        "hold": status.hold_kind,
-        **status.four_numbers(),
-        "name": {"name": status.name.name, "state": status.name.state} if status.name else None,
-        "unsuitable_at_pause": status.unsuitable_at_pause,
-        "sent_bytes": status.sent_bytes,
-        "exit_status": status.exit_status,
-        "error": end.error or None if end else None,
-        "what": end.what or None if end else None,
-        "cause": end.cause or None if end else None,
-        "hint": end.hint or None if end else None,
-        "verdict": verdict(status),
-        "journal": path,
-    }
 
 
 def _downtime(status: Status) -> str:
@@ -134,14 +81,14 @@ def list_migrations(
         return
     rows = []
     for path, status in found:
-        for_s = _for_s(status, now)
+        lasted_s = for_s(status, now)
         rows.append(
             (
                 status.id or path.stem,
                 status.domain,
                 f"{status.source} → {status.destination}",
                 status.state,
-                None if for_s is None else format_duration(for_s),
+                None if lasted_s is None else format_duration(lasted_s),
                 status.waiting_for,
                 _downtime(status),
             )
@@ -152,10 +99,13 @@ def list_migrations(
 def _facts(timeline: Timeline, path: Path, now: datetime) -> list[tuple[str, str]]:
     """What ``show`` prints, label and text."""
     started = timeline.started_at.strftime("%Y-%m-%d %H:%M:%S UTC") if timeline.started_at else "-"
-    for_s = _for_s(timeline, now)
+    lasted_s = for_s(timeline, now)
     facts = [
         ("migration", f"{timeline.id}  {timeline.domain}: {timeline.source} → {timeline.destination}"),
-        ("state", f"{timeline.state}" + (f" for {format_duration(for_s)}" if for_s is not None else "")),
+        (
+            "state",
+            f"{timeline.state}" + (f" for {format_duration(lasted_s)}" if lasted_s is not None else ""),
+        ),
         ("verdict", verdict(timeline)),
         ("started", started),
         ("policy", timeline.policy),
