@@ -14,7 +14,7 @@ from virtgrid.core import journal as journals
 from virtgrid.core.errors import HoldTimeoutError, UsageError, VirtgridError
 from virtgrid.core.events import TERMINAL
 from virtgrid.core.units import format_duration, parse_duration
-from virtgrid.migration import control, recovery, running
+from virtgrid.migration import control, recovery
 from virtgrid.report.files import writer_alive
 
 _POLL_S: Final = 0.1
@@ -71,8 +71,7 @@ def _writer(reference: str) -> tuple[int, int]:
 
 
 def _steer(reference: str, command: str, by: str, as_json: bool) -> None:
-    began = journals.read(journals.find(reference))[0]
-    answer = control.ask(running.socket_path(str(began["uuid"])), command, by=by)
+    answer = control.steer(journals.find(reference), command, by=by)
     print_json(answer) if as_json else print(answer.get("text", ""))
 
 

@@ -14,7 +14,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from virtgrid.core import journal as journals
 from virtgrid.core.errors import NotFoundError, PeerUnreachableError, UsageError
+from virtgrid.migration import running
 
 COMMANDS: Final = ("release", "abort", "status")
 _LINE_LIMIT_BYTES: Final = 4096
@@ -118,3 +120,14 @@ def ask(path: Path, command: str, *, by: str) -> dict[str, Any]:
         if isinstance(parsed, dict):
             return parsed
     raise PeerUnreachableError("the migration's driver gave no answer")
+
+
+def steer(journal: Path, command: str, *, by: str) -> dict[str, Any]:
+    """Send a command to the driver of the migration with this journal -> its answer.
+
+    Errors: as ``ask``; RefusedError when the file is no journal.
+    """
+    began = journals.read(journal)
+    if not began:
+        raise NotFoundError("this migration has not begun yet")
+    return ask(running.socket_path(str(began[0].get("uuid"))), command, by=by)

@@ -237,13 +237,23 @@ async def listen(
     if isinstance(where.place, HostPort):
         if tls is None or rights is None:
             raise RefusedError(f"{where} needs a certificate and a table of rights")
-        sock = await _bind_port(where, where.place)
-        host, port = sock.getsockname()[:2]
-        where = Endpoint(HostPort(host, port))
     else:
-        sock, tls = _bind_path(where, mode), None
+        tls = None
+    sock, where = await bind(where, mode=mode)
     manner = Manner(handler=handler, name=name, limit=limit, serve=serve, tls=tls, rights=rights)
     return Listener(where, Reception(sock, manner))
+
+
+async def bind(where: Endpoint, *, mode: int = 0o600) -> tuple[socket.socket, Endpoint]:
+    """A listening socket, and where it listens: with the port that was free. mode: of a unix socket's file.
+
+    Errors: RefusedError when somebody listens there already or the place cannot be used.
+    """
+    if isinstance(where.place, HostPort):
+        sock = await _bind_port(where, where.place)
+        host, port = sock.getsockname()[:2]
+        return sock, Endpoint(HostPort(host, port))
+    return _bind_path(where, mode), where
 
 
 async def _bind_port(where: Endpoint, place: HostPort) -> socket.socket:
