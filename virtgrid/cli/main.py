@@ -39,7 +39,7 @@ NOUNS: Final[dict[str, tuple[str, str, str]]] = {
     "reservation": ("virtgrid.cli.reservation", "app", "Look at reservations, and cancel them."),
     "job": ("virtgrid.cli.job", "app", "Run a program over the nodes of several sites."),
     "site": ("virtgrid.cli.site", "app", "What the sites of the grid offer."),
-    "serve": ("virtgrid.cli.serve", "app", "Run a part of the grid: on a host, for a site, above them."),
+    "serve": ("virtgrid.cli.serve_web", "app", "Run a part of the grid: on a host, for a site, above them."),
     "ticket": ("virtgrid.cli.ticket", "app", "What permits a pilot to have a sandbox on a host."),
     "pki": ("virtgrid.cli.pki", "app", "Certificates: request, sign, install, list, revoke."),
     "lab": ("virtgrid.cli.lab", "app", "Two sites on this machine, to try and to test."),

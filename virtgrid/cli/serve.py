@@ -59,7 +59,7 @@ class Whose(StrEnum):
     SLURM = "slurm"
 
 
-def _log() -> None:
+def log() -> None:
     """Lines for the person on call, on standard error."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True
@@ -137,7 +137,7 @@ def host(
 
     if os.geteuid() != 0:
         raise RefusedError("virtgridd makes mounts and domains: it runs as root", hint="run it with sudo")
-    _log()
+    log()
     where = Endpoint.parse(socket)
     key = read_public_key(crm_key)
     orphan_s = parse_duration(orphan_after)
@@ -180,7 +180,7 @@ def node(
     from virtgrid.grid.messages import ticket as tickets
     from virtgrid.grid.node.serve import serve
 
-    _log()
+    log()
     if directory is None:
         directory = state_dir() / "pilots" / tickets.read(ticket)[1].sandbox
     asyncio.run(
@@ -255,7 +255,7 @@ def crm(
     for name in node:
         require(HostName, "--node", name)
     told = frozenset(map(told_of, grc or []))
-    _log()
+    log()
     where, file = Endpoint.parse(socket), database or state_dir() / f"crm-{site}.db"
     network = _provider_network(listen, pki, Role.CRM, told, site)
 
@@ -401,7 +401,7 @@ def nrm(
     us = identity(pki, Role.NRM) if far else None
     stock = NetworkStock(links=topology.promised(), segments=parse_segments(segments))
     told = frozenset(map(told_of, grc or []))
-    _log()
+    log()
     where = Endpoint.parse(socket)
     there = _provider_network(listen, pki, Role.NRM, told)
     asyncio.run(
@@ -452,7 +452,7 @@ def grc(
     network = None if nrm is None else parse_party(nrm)
     loaded = load()
     quotas = quotas_of(loaded.config.quota, loaded.path)
-    _log()
+    log()
     where = Endpoint.parse(socket)
     asyncio.run(
         serve(
