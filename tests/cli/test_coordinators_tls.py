@@ -275,7 +275,7 @@ def test_a_site_that_is_not_what_was_meant_does_not_join_and_a_good_one_does(
 def test_a_program_that_could_never_be_spoken_to_does_not_start(
     programs: Programs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virtgrid.cli.serve._log", lambda: None)
+    monkeypatch.setattr("virtgrid.cli.serve.log", lambda: None)
     alpha = ["--pki", str(programs.members.enrol(WHO["alpha"]).directory)]
     here = programs.directory / "bad"
     here.mkdir()

@@ -16,7 +16,7 @@ from virtgrid.wire import seal
 def _refused(
     words: list[str], directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int | str | None, str]:
-    monkeypatch.setattr(serve, "_log", lambda: None)
+    monkeypatch.setattr(serve, "log", lambda: None)
     common = ["--site", "alpha", "--addresses", "10.77.1.0/24", "--backend", "slurm"]
     kept = ["--database", str(directory / "crm.db"), "--spool", str(directory / "spool")]
     before = sorted(directory.iterdir())
