@@ -108,6 +108,8 @@ class QueueSection(_Section):
     attempts: int = 5
     retry: str = "10s"
     to: str | None = None
+    name: str | None = None
+    site: str | None = None
     destination: dict[str, DestinationSection] = {}
     link: dict[str, LinkSection] = {}
 

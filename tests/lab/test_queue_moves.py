@@ -22,6 +22,7 @@ from virtgrid.lab import guest
 
 pytestmark = pytest.mark.lab
 
+_NAMESPACE = "https://virtgrid.example/xmlns/policy/1.0"
 _POLICY = """\
 <policy>
   <yield to="jobs"/>
@@ -51,7 +52,7 @@ class Agent:
         """And wait until it listens."""
         (self.stage.home / "virtgrid.toml").write_text(
             f'[queue.destination.other]\nuri = "qemu+tcp://{self.stage.there}/system"\ncopy_storage = "all"\n'
-            f'link = "wan"\n[queue.link.wan]\nslots = {self.slots}\n[queue]\nretry = "1s"\n'
+            f'link = "wan"\n[queue.link.wan]\nslots = {self.slots}\n[queue]\nname = "self"\nretry = "1s"\n'
         )
         log = self.stage.home / "virtgridd.log"
         with log.open("ab") as file:
@@ -160,7 +161,7 @@ def test_a_sandbox_that_is_prepared_makes_a_guest_leave_when_its_clients_let_it(
     stage.check_moved()
     assert events("started")[0]["policy"] == "strict"
     # The policy went along; and the qemu hook told what it saw.
-    told = guest.virsh(stage.source, "metadata", stage.name, "https://virtgrid.example/xmlns/policy/1.0")
+    told = guest.virsh(stage.source, "metadata", stage.name, _NAMESPACE)
     assert "yield" in told
     for step in ("stopped", "release"):
         until(lambda step=step: f"notice: qemu {stage.name} {step}" in agent.log(), f"the notice of {step}")
@@ -212,6 +213,24 @@ def test_an_evacuation_survives_virtgridd_and_takes_all_within_its_budget(stage:
         assert json.loads(again.stdout) == {"event": "evacuated", "moved": 0, "stayed": 0}
         for one in (stage, more):
             one.check_moved()
+
+
+def test_a_guest_that_follows_prices_goes_where_it_is_cheaper(stage: Stage, agent: Agent) -> None:
+    policy = stage.home / "policy.xml"
+    policy.write_text(
+        '<policy><follow what="price"/><destination name="self" price="20"/>'
+        '<destination name="other" price="30"><window from="00:00" until="12:00" zone="UTC" price="5"/>'
+        '<window from="12:00" until="00:00" zone="UTC" price="5"/></destination>'
+        '<gate policy="immediate"/></policy>'
+    )
+    stage.target_image.unlink(missing_ok=True)
+    guest.virsh(
+        stage.source, "metadata", stage.name, _NAMESPACE, "--key", "virtgrid", "--set", policy.read_text()
+    )
+    agent.start()
+    entry = agent.entry(stage.name, "done")
+    assert entry["why"] == "other, price 5, is cheaper than here, 20"
+    stage.check_moved()
 
 
 def test_what_arrives_gets_this_host_s_names(stage: Stage) -> None:

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtgrid.core.errors import RefusedError
-from virtgrid.migration.domainpolicy import LIMIT_BYTES, NAMESPACE, DomainPolicy, bare, choose, parse, read
+from virtgrid.migration.domainpolicy import (
+    LIMIT_BYTES,
+    NAMESPACE,
+    DomainPolicy,
+    bare,
+    cheaper,
+    choose,
+    parse,
+    read,
+)
 
 FULL = f"""\
 <policy xmlns="{NAMESPACE}">
@@ -69,6 +78,30 @@ def test_of_equal_prices_the_first_counts_and_unknown_ones_are_left_out() -> Non
     nowhere = choose(parse(text, what="f"), {}, now)
     assert (nowhere.to, nowhere.reason) == (None, "the configuration has no destination gone, b, a")
     assert choose(DomainPolicy(), SITES, now).reason == "its policy names no destination"
+
+
+@pytest.mark.parametrize(
+    ("at", "to"), [("2026-11-30T12:00", "hostk"), ("2026-11-30T21:30", None), ("2026-12-01T05:00", "hostk")]
+)
+def test_who_follows_prices_goes_when_it_is_cheaper_elsewhere_and_only_then(at: str, to: str | None) -> None:
+    text = FULL.replace(b"<yield", b'<follow what="price"/><yield')
+    now = datetime.fromisoformat(at).replace(tzinfo=UTC)
+    assert cheaper(parse(text, what="f"), SITES, ("hostb", "b"), now).to == to
+    # At its place it stays: there is no cheaper one, and none of the same price is worth a migration.
+    there = cheaper(parse(text, what="f"), SITES, (to or "hostk", "kyoto"), now)
+    assert there.to == (None if to else "hostb")
+
+
+def test_prices_are_followed_only_where_they_are_known() -> None:
+    text = FULL.replace(b"<yield", b'<follow what="price"/><yield')
+    now = datetime(2026, 11, 30, 12, tzinfo=UTC)
+    assert cheaper(parse(FULL, what="f"), SITES, ("hostb", "b"), now).to is None
+    assert cheaper(parse(text, what="f"), SITES, ("hosta", "a"), now).reason == (
+        "its policy has no price for hosta, where it is"
+    )
+    assert cheaper(parse(text, what="f"), SITES, ("hostb", "b"), now).reason == (
+        "hostk, price 10, is cheaper than here, 20"
+    )
 
 
 @pytest.mark.parametrize(

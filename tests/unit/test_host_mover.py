@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.wire_ends import until
+from tests.wire_ends import dialled, until
 from virtgrid.config import Config
 from virtgrid.core.clock import SystemClock
 from virtgrid.core.errors import (
@@ -21,12 +21,18 @@ from virtgrid.core.errors import (
     VirtgridError,
 )
 from virtgrid.core.journal import Journal, migrations_dir
+from virtgrid.host.daemon import Virtgridd
 from virtgrid.host.entries import Entries
+from virtgrid.host.guests import Libvirt
 from virtgrid.host.mover import Mover
+from virtgrid.host.networks import Networks
 from virtgrid.host.queue import Entry, Event, State, follow
+from virtgrid.host.tenancies import Tenancies
+from virtgrid.host.wanted import Wanted
 from virtgrid.migration import recovery
 from virtgrid.migration.outcome import Place, Situation
 from virtgrid.migration.worker import Worker
+from virtgrid.wire.endpoint import Endpoint
 
 CONFIG = Config.model_validate(
     {
@@ -238,3 +244,60 @@ async def test_a_full_disk_stops_the_queue_and_loses_nothing(
         full = False
         (ended,) = await _settled(entries)
     assert ended.state is State.GAVE_UP
+
+
+# -- over virtgridd's socket -----------------------------------------------------------------------
+
+
+def _daemon(tmp_path: Path, mover: Mover | None) -> Virtgridd:
+    return Virtgridd(
+        where=Endpoint(tmp_path / "host"),
+        keys=[],
+        bridge="br{tag}",
+        libvirt=Libvirt("test:///nowhere", state=str(tmp_path)),
+        tenancies=Tenancies(tmp_path / "tenancies"),
+        networks=Networks(Quiet(), directory=tmp_path / "networks"),
+        orphan_s=60,
+        notices=tmp_path / "notice",
+        mover=mover,
+    )
+
+
+class Quiet:
+    """A host without a network."""
+
+    def establish(self, want: Wanted) -> dict[str, str]:
+        return {}
+
+
+async def test_only_root_may_look_at_the_queue_and_fill_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _daemon(tmp_path, None), dialled(Endpoint(tmp_path / "host")) as line:
+        with pytest.raises(RefusedError, match="migrates nothing"):
+            await line.call("moves")
+        monkeypatch.setattr("virtgrid.wire.line.Line.peer_uid", lambda _: 5001)
+        async with dialled(Endpoint(tmp_path / "host")) as other:
+            for method in ("moves", "evacuate", "withdraw"):
+                with pytest.raises(RefusedError, match=f"user 5001 of this host may not ask {method}"):
+                    await other.call(method, {})
+
+
+async def test_a_long_queue_is_told_in_pages_that_fit_a_line(tmp_path: Path) -> None:
+    entries = Entries(tmp_path / "queue")
+    for number in range(450):
+        entries.put(an_entry(number, not_before_s=1e12, note="n" * 500, tried=("m" * 200,) * 5))
+    mover = Scripted(entries, lambda _: pytest.fail("nothing is due"))
+    async with _daemon(tmp_path, mover), dialled(Endpoint(tmp_path / "host")) as line:
+        found: list[str] = []
+        more = True
+        while more:
+            page = await line.call("moves", {"after": found[-1] if found else None})
+            found, more = [*found, *(one["id"] for one in page["entries"])], page["more"]
+        assert found == [f"e{number}" for number in range(450)]
+        with pytest.raises(NotFoundError):
+            await line.call("withdraw", {"id": "e451"})
+        told = await line.call("withdraw", {"id": "e7"})
+        assert [(one["id"], one["state"]) for one in told["entries"]] == [("e7", "gave up")]
+        with pytest.raises(RefusedError, match="has no destination 'z'"):
+            await line.call("evacuate", {"to": "z"})

@@ -202,6 +202,8 @@ def test_a_domain_goes_as_its_policy_and_the_configuration_say() -> None:
         ({"slots": 0}, "queue.slots"),
         ({"destination": {"b": {"uri": "qemu+tls://b/system", "link": "lan"}}}, "destination.b.link"),
         ({"to": "z"}, "queue.to"),
+        ({"name": "b"}, "queue.name"),
+        ({"destination": {"Host_B": {"uri": "qemu+tls://b/system"}}}, "Host_B"),
         ({"destination": {"b": {"uri": "xen://b"}}}, "xen://b"),
     ],
 )

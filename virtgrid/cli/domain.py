@@ -156,4 +156,6 @@ def check(
         print_json({"policy": found, "choice": choice})
         return
     print(f"well formed; {'makes way for jobs' if found.yields else 'does not make way for jobs'}")
+    if found.follows:
+        print("follows prices")
     print(f"goes to   {choice.reason}" if choice.to else f"goes nowhere: {choice.reason}")

@@ -13,7 +13,7 @@ from virtgrid.cli.keys import Interrupts
 from virtgrid.cli.output import print_json, run
 from virtgrid.core.errors import HoldTimeoutError, InterruptedByUserError, VirtgridError
 from virtgrid.core.units import format_duration, parse_duration
-from virtgrid.grid.messages.moves import Evacuate, Left, Look
+from virtgrid.grid.messages.moves import Evacuate, Evacuated, Left
 from virtgrid.report.model import clean
 from virtgrid.wire.endpoint import VIRTGRIDD
 
@@ -41,13 +41,15 @@ def evacuate(
     Interrupted, virtgridd goes on; said again, what is on its way is followed, and nothing is asked twice.
     """
     limit_s = parse_duration(timeout) if timeout is not None else float("inf")
-    asked = moves.ask(host, "evacuate", Evacuate(to=to))
+    asked = moves.ask(host, "evacuate", Evacuate(to=to), Evacuated)
+    ids = set(asked.asked)
     for one in asked.left:
         _tell_left(one, as_json)
     if detach:
-        print_json({"entries": asked.entries, "left": asked.left}) if as_json else moves.show(asked.entries)
+        entries = [entry for entry in moves.queue(host) if entry["id"] in ids]
+        print_json({"entries": entries, "left": asked.left}) if as_json else moves.show(entries)
         raise SystemExit(1 if asked.left else 0)
-    ended = _follow(host, {str(entry["id"]) for entry in asked.entries}, limit_s, as_json)
+    ended = _follow(host, ids, limit_s, as_json)
     stayed = [entry for entry in ended if entry["state"] != "done"]
     told = {"moved": len(ended) - len(stayed), "stayed": len(stayed) + len(asked.left)}
     if as_json:
@@ -64,7 +66,7 @@ def _follow(host: str, ids: set[str], limit_s: float, as_json: bool) -> list[dic
     began_s, seen = time.monotonic(), dict[str, tuple[Any, ...]]()
     with Interrupts() as interrupts:
         while True:
-            entries = [entry for entry in moves.ask(host, "moves", Look()).entries if entry["id"] in ids]
+            entries = [entry for entry in moves.queue(host) if entry["id"] in ids]
             for entry in entries:
                 told = (entry["state"], entry["note"], entry["migration"])
                 if seen.get(entry["id"]) != told:

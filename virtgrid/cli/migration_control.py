@@ -15,7 +15,7 @@ from virtgrid.core import journal as journals
 from virtgrid.core.errors import HoldTimeoutError, UsageError, VirtgridError
 from virtgrid.core.events import TERMINAL
 from virtgrid.core.units import format_duration, parse_duration
-from virtgrid.grid.messages.moves import Look, Withdraw
+from virtgrid.grid.messages.moves import Moves, Withdraw
 from virtgrid.migration import control, recovery, running
 from virtgrid.report.files import writer_alive
 from virtgrid.wire.endpoint import VIRTGRIDD
@@ -139,11 +139,10 @@ def queue(
 ) -> None:
     """Show virtgridd's queue of migrations on this host: who goes, who waits, and for what."""
     if withdraw is not None:
-        found = moves.ask(host, "withdraw", Withdraw(id=withdraw)).entries
+        found = list(moves.ask(host, "withdraw", Withdraw(id=withdraw), Moves).entries)
     else:
         ended = ("done", "failed", "gave up")
-        entries = moves.ask(host, "moves", Look()).entries
-        found = tuple(one for one in entries if everything or one["state"] not in ended)
+        found = [one for one in moves.queue(host) if everything or one["state"] not in ended]
     if as_json:
         print_json(found)
     else:

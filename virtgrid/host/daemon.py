@@ -187,7 +187,9 @@ class Virtgridd:
                 before.hang_up("the network manager has dialled again")
         return await self._networks.told(orders)
 
-    async def _move(self, line: Line, method: str, params: Mapping[str, Any]) -> moves.Moves:
+    async def _move(
+        self, line: Line, method: str, params: Mapping[str, Any]
+    ) -> moves.Moves | moves.Evacuated:
         """What root asks about migrations."""
         authorise(line.peer, method, rights=self._rights, site=None)
         if self._mover is None:
@@ -195,10 +197,15 @@ class Virtgridd:
         match parse(moves.METHODS[method], method, params):
             case moves.Evacuate(to=to):
                 asked, left = await self._mover.evacuate(to)
-                return moves.Moves(entries=tuple(map(_shown, asked)), left=tuple(left))
+                return moves.Evacuated(asked=tuple(entry.id for entry in asked), left=tuple(left))
             case moves.Withdraw(id=id_):
                 return moves.Moves(entries=(_shown(self._mover.withdraw(id_)),))
-        return moves.Moves(entries=tuple(map(_shown, self._mover.entries())))
+            case moves.Look(after=after):
+                entries = self._mover.entries()
+                begin = next((n + 1 for n, entry in enumerate(entries) if entry.id == after), 0)
+                page = entries[begin : begin + moves.PAGE]
+                return moves.Moves(entries=tuple(map(_shown, page)), more=len(entries) > begin + moves.PAGE)
+        raise no_such_method(method)
 
     def _admit(self, line: Line, hello: HelloHost) -> Guest:
         ticket = tickets.admit(hello.ticket, self._keys, bearer=line.peer, now_s=time.time())

@@ -36,7 +36,7 @@ from virtgrid.host import orders
 from virtgrid.host.entries import Entries
 from virtgrid.host.queue import Entry, Event, State, after_attempt, decide, follow
 from virtgrid.migration import domainpolicy, recovery, running, worker
-from virtgrid.migration.domainpolicy import DomainPolicy, choose
+from virtgrid.migration.domainpolicy import DomainPolicy, cheaper, choose
 from virtgrid.migration.outcome import Place
 from virtgrid.migration.plan import MigrationRequest
 from virtgrid.report.files import writer_alive
@@ -47,6 +47,11 @@ _TICK_S: Final = 0.5
 _BEGIN_DEADLINE_S: Final = 60.0
 """A worker connects to two hosts, 15 s each at most, before it has a journal."""
 _AGAIN_S: Final = 5.0
+_PRICES: Final = "prices"
+_PRICES_S: Final = 60.0
+"""So often it is looked where it is cheaper."""
+_REST_S: Final = 900.0
+"""A domain that could not go where it is cheaper is left alone so long."""
 _TAIL_BYTES: Final = 64 << 10
 _YOUNGEST: Final = 200
 """So many journals are looked through for one that is ours."""
@@ -102,6 +107,30 @@ class Mover:
             raise RefusedError(f"the configuration has no destination '{to}'", hint=f"it has {known}")
         return await self._ask("the host is evacuated", lambda _: True, to or self._config.queue.to)
 
+    async def _follow_prices(self) -> None:
+        """Who is to be where it is cheapest, goes there when prices change."""
+        if self._config.queue.name is None:
+            return
+        here = (self._config.queue.name, self._config.queue.site)
+        now_s = time.time()
+        resting = {
+            entry.uuid
+            for entry in self._entries.all()
+            if entry.state in (State.FAILED, State.GAVE_UP) and now_s - entry.since_s < _REST_S
+        }
+        try:
+            async with await Hypervisor.open(self._uri, name=self._uri) as hypervisor:
+                for domain in await running_domains(hypervisor):
+                    with contextlib.suppress(NotFoundError, RefusedError):
+                        choice = cheaper(await _policy(domain), self._sites(), here, datetime.now(UTC))
+                        if choice.to is not None and domain.uuid not in resting:
+                            self._add(domain, choice.to, choice.reason)
+        except VirtgridError as error:
+            _log.warning("prices are not followed: %s", error.cause or error.what)
+
+    def _sites(self) -> dict[str, str | None]:
+        return {name: one.site for name, one in self._config.queue.destination.items()}
+
     async def make_room(self, sandbox: str) -> None:
         """A sandbox is being prepared here: who yields to jobs goes."""
         try:
@@ -141,8 +170,7 @@ class Mover:
                     continue
                 if not wanted(policy):
                     continue
-                sites = {name: one.site for name, one in self._config.queue.destination.items()}
-                choice = choose(policy, sites, datetime.now(UTC))
+                choice = choose(policy, self._sites(), datetime.now(UTC))
                 to = choice.to or otherwise
                 if to is None:
                     left.append(Left(domain=domain.name, why=choice.reason))
@@ -173,8 +201,12 @@ class Mover:
     # -- bringing it about -------------------------------------------------------------------------
 
     async def _turn(self) -> None:
+        due_s = time.monotonic()
         while True:
             try:
+                if time.monotonic() >= due_s and _PRICES not in self._busy:
+                    due_s = time.monotonic() + _PRICES_S
+                    self._begin(_PRICES, self._follow_prices())
                 await self._once()
             except VirtgridError as error:
                 _log.error("the queue stands still: %s (%s)", error.what, error.cause)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import re
+from typing import Final, get_args
 
 from virtgrid.config import Config, DestinationSection, MigrationSection
 from virtgrid.core.errors import RefusedError, UsageError
@@ -11,6 +12,9 @@ from virtgrid.host.queue import Limits, Place
 from virtgrid.migration.domainpolicy import DomainPolicy
 from virtgrid.migration.plan import MigrationRequest, check_request
 from virtgrid.migration.policy import Backoff, OnTimeout, PolicyConfig, PolicyName
+
+#: As in xml-templates/metadata-policy.rng.
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def limits(config: Config) -> Limits:
@@ -24,11 +28,18 @@ def limits(config: Config) -> Limits:
         if not 1 <= slots <= 1000:
             raise RefusedError(f"the configuration's {name} must be between 1 and 1000, not {slots}")
     for name, one in config.queue.destination.items():
+        if not _NAME.fullmatch(name):
+            raise RefusedError(
+                f"the configuration's queue.destination.{name} is no name that a policy could say",
+                hint="small letters, digits and hyphens, at most 63",
+            )
         if one.link is not None and one.link not in config.queue.link:
             raise RefusedError(
                 f"the configuration's queue.destination.{name}.link is '{one.link}', which is no link"
             )
         request(config, name, domain="any", source_uri="qemu:///system", policy=DomainPolicy())
+    if config.queue.name is not None and config.queue.name in config.queue.destination:
+        raise RefusedError(f"the configuration's queue.name is '{config.queue.name}', a destination: itself")
     if config.queue.to is not None and config.queue.to not in config.queue.destination:
         raise RefusedError(f"the configuration's queue.to is '{config.queue.to}', which is none")
     return Limits(

@@ -73,12 +73,13 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainPolicy:
-    """yields: makes way for jobs. wishes: in their order. Of the gate, None is what the configuration says.
+    """yields: makes way for jobs. follows: goes where it is cheaper. wishes: in their order.
 
-    gate_foreign: hold migrations that others began, too.
+    Of the gate, None is what the configuration says. gate_foreign: hold migrations that others began, too.
     """
 
     yields: bool = False
+    follows: bool = False
     wishes: tuple[Wish, ...] = ()
     gate: str | None = None
     max_wait_s: float | None = None
@@ -97,10 +98,7 @@ class Choice:
 
 def choose(policy: DomainPolicy, sites: Mapping[str, str | None], now: datetime) -> Choice:
     """The destination with the lowest price now; of equal ones the first. sites: destination -> its site."""
-    found: list[tuple[float, str]] = []
-    for wish in policy.wishes:
-        names = [wish.name] if wish.name else [name for name, site in sites.items() if site == wish.site]
-        found += [(wish.price_at(now), name) for name in names if name in sites]
+    found = _prices(policy, sites, now)
     if not policy.wishes:
         return Choice(to=None, reason="its policy names no destination")
     if not found:
@@ -110,6 +108,31 @@ def choose(policy: DomainPolicy, sites: Mapping[str, str | None], now: datetime)
     others = len({name for _, name in found}) - 1
     text = f"{name}, price {price:g}" if others else f"{name}, the only one"
     return Choice(to=name, reason=f"{text}{f', the lowest of {others + 1}' if others else ''}")
+
+
+def cheaper(
+    policy: DomainPolicy, sites: Mapping[str, str | None], here: tuple[str, str | None], now: datetime
+) -> Choice:
+    """Where it is cheaper now than here, if its policy follows prices. here: this host's name and site."""
+    if not policy.follows:
+        return Choice(to=None, reason="its policy does not follow prices")
+    own = _prices(policy, dict([here]), now)
+    if not own:
+        return Choice(to=None, reason=f"its policy has no price for {here[0]}, where it is")
+    elsewhere = _prices(policy, {name: site for name, site in sites.items() if name != here[0]}, now)
+    (price, name), (paid, _) = min([*elsewhere, own[0]], key=lambda one: one[0]), min(own)
+    if price >= paid:
+        return Choice(to=None, reason=f"nowhere is cheaper than here, price {paid:g}")
+    return Choice(to=name, reason=f"{name}, price {price:g}, is cheaper than here, {paid:g}")
+
+
+def _prices(policy: DomainPolicy, sites: Mapping[str, str | None], now: datetime) -> list[tuple[float, str]]:
+    """(price, name) of all wishes that can be fulfilled, in their order."""
+    found: list[tuple[float, str]] = []
+    for wish in policy.wishes:
+        names = [wish.name] if wish.name else [name for name, site in sites.items() if site == wish.site]
+        found += [(wish.price_at(now), name) for name in names if name in sites]
+    return found
 
 
 def read(text: bytes, *, what: str) -> etree._Element:
@@ -157,6 +180,7 @@ def parse(text: bytes, *, what: str) -> DomainPolicy:
             raise _refuse(what, line, "bandwidth is less than 1 MiB/s (8.4mbit): no migration ends with that")
     return DomainPolicy(
         yields=root.find(f"{{{NAMESPACE}}}yield") is not None,
+        follows=root.find(f"{{{NAMESPACE}}}follow") is not None,
         wishes=tuple(_wish(one, what) for one in root.iterfind(f"{{{NAMESPACE}}}destination")),
         gate=None if gate is None else gate.get("policy"),
         max_wait_s=max_wait_s,

@@ -11,8 +11,14 @@ from virtgrid.grid.messages.common import Model
 Text = Annotated[str, StringConstraints(max_length=500)]
 
 
+#: A line has a limit: so many entries are told at a time.
+PAGE: Final = 200
+
+
 class Look(Model):
-    """``moves``: the queue."""
+    """``moves``: the queue, oldest first. after: an entry's id, to go on behind it."""
+
+    after: Text | None = None
 
 
 class Evacuate(Model):
@@ -35,9 +41,16 @@ class Left(Model):
 
 
 class Moves(Model):
-    """The answer to all three. entries: those asked for, oldest first; left: by ``evacuate``."""
+    """The answer to ``moves`` and ``withdraw``. more: there are entries behind these."""
 
     entries: tuple[dict[str, Any], ...] = ()
+    more: bool = False
+
+
+class Evacuated(Model):
+    """The answer to ``evacuate``. asked: ids in the queue, new and old; left: who cannot go."""
+
+    asked: tuple[str, ...] = ()
     left: tuple[Left, ...] = ()
 
 
