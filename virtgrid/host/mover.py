@@ -133,6 +133,8 @@ class Mover:
 
     async def make_room(self, sandbox: str) -> None:
         """A sandbox is being prepared here: who yields to jobs goes."""
+        if not self._config.queue.destination:
+            return
         try:
             asked, left = await self._ask(f"sandbox {sandbox} is prepared here", lambda one: one.yields, None)
         except VirtgridError as error:
@@ -210,6 +212,8 @@ class Mover:
                 await self._once()
             except VirtgridError as error:
                 _log.error("the queue stands still: %s (%s)", error.what, error.cause)
+            except Exception:  # ours; whoever else waits is not to wait for ever
+                _log.exception("the queue stands still")
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _TICK_S)
