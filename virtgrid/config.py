@@ -10,7 +10,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -81,12 +81,54 @@ class QuotaSection(_Section):
     of: dict[str, LimitsSection] = {}
 
 
+class DestinationSection(_Section):
+    """``[queue.destination.NAME]``: where virtgridd may migrate domains to (docs/reference/queue.md)."""
+
+    uri: str
+    site: str | None = None
+    link: str | None = None
+    slots: int = 2
+    copy_storage: Literal["all", "inc", "none"] = "none"
+    migrate_uri: str | None = None
+    tls: bool = False
+    tls_destination: str | None = None
+
+
+class LinkSection(_Section):
+    """``[queue.link.NAME]``: what destinations share. bandwidth: of all its slots together."""
+
+    slots: int = 2
+    bandwidth: str | None = None
+
+
+class QueueSection(_Section):
+    """``[queue]``: virtgridd's migrations on this host (docs/reference/queue.md)."""
+
+    slots: int = 4
+    attempts: int = 5
+    retry: str = "10s"
+    to: str | None = None
+    name: str | None = None
+    site: str | None = None
+    destination: dict[str, DestinationSection] = {}
+    link: dict[str, LinkSection] = {}
+
+
+class IncomingSection(_Section):
+    """``[incoming]``: what is called otherwise on this host (hooks/README.md)."""
+
+    bridges: dict[str, str] = {}
+    paths: dict[str, str] = {}
+
+
 class Config(_Section):
     """The whole file."""
 
     migration: MigrationSection = MigrationSection()
     dns: DnsSection = DnsSection()
     quota: QuotaSection = QuotaSection()
+    queue: QueueSection = QueueSection()
+    incoming: IncomingSection = IncomingSection()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

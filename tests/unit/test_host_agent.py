@@ -22,7 +22,7 @@ from virtgrid.grid.messages import ticket as tickets
 from virtgrid.grid.messages.network import SEGMENTS
 from virtgrid.grid.messages.node import Init, SetKeys
 from virtgrid.grid.node import sshfiles
-from virtgrid.host import runner
+from virtgrid.host import qemu_hook, runner
 from virtgrid.host.daemon import Virtgridd
 from virtgrid.host.guests import GRACE_S, Libvirt, spec_of
 from virtgrid.host.networks import Networks
@@ -139,6 +139,23 @@ async def test_the_newer_line_of_a_manager_counts(tmp_path: Path) -> None:
 
 
 # -- notices -------------------------------------------------------------------------------------
+
+
+async def test_no_notice_is_lost_while_the_loop_is_busy(tmp_path: Path) -> None:
+    heard: list[Notice] = []
+    notices = NoticeSocket(tmp_path / "notice", heard.append)
+    try:
+        # In the loop's own time: nothing else is done by it until all have been posted.
+        told = [
+            qemu_hook.post(qemu_hook.notice(f"web{number}", "started", "begin"), str(tmp_path / "notice"))
+            for number in range(300)
+        ]
+        assert told == [None] * 300
+        assert heard == []
+        await until(lambda: len(heard) == 300)
+        assert [one.domain for one in heard] == [f"web{number}" for number in range(300)]
+    finally:
+        notices.close()
 
 
 async def test_a_notice_of_the_hook_is_heard_and_rubbish_is_not(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from virtgrid.host.hooks import HookState
 
 
 def test_installed_twice_is_installed_once_and_removed_it_is_gone(tmp_path: Path) -> None:
-    assert [hook.state for hook in hooks.status(tmp_path)] == [HookState.ABSENT]
+    assert [hook.state for hook in hooks.status(tmp_path)] == [HookState.ABSENT] * 2
     for _ in range(2):
-        (found,) = hooks.install(tmp_path)
-        assert (found.state, found.path.resolve()) == (HookState.INSTALLED, hooks.program())
+        lxc, qemu = hooks.install(tmp_path)
+        for found in (lxc, qemu):
+            assert (found.state, found.path.resolve()) == (HookState.INSTALLED, hooks.program())
+        assert (lxc.path.parent.name, qemu.path.parent.name) == ("lxc.d", "qemu.d")
     hooks.remove(tmp_path)
     hooks.remove(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -25,7 +27,7 @@ def test_hooks_of_others_stay(tmp_path: Path) -> None:
     (tmp_path / "lxc").write_text("#!/bin/sh\n")
     (tmp_path / "lxc.d").mkdir()
     (tmp_path / "lxc.d/10-mine").write_text("#!/bin/sh\n")
-    (found,) = hooks.install(tmp_path)
+    found, _ = hooks.install(tmp_path)
     assert found.others == (tmp_path / "lxc", tmp_path / "lxc.d/10-mine")
     hooks.remove(tmp_path)
     assert (tmp_path / "lxc.d/10-mine").read_text() == "#!/bin/sh\n"
@@ -50,5 +52,5 @@ def test_a_link_to_a_virtgrid_that_is_gone_is_replaced(tmp_path: Path) -> None:
     place = tmp_path / "lxc.d/50-virtgrid"
     place.parent.mkdir()
     place.symlink_to("/nonexistent/hooks/50-virtgrid")
-    assert [hook.state for hook in hooks.status(tmp_path)] == [HookState.OLD]
-    assert [hook.state for hook in hooks.install(tmp_path)] == [HookState.INSTALLED]
+    assert [hook.state for hook in hooks.status(tmp_path)] == [HookState.OLD, HookState.ABSENT]
+    assert [hook.state for hook in hooks.install(tmp_path)] == [HookState.INSTALLED] * 2

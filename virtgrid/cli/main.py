@@ -24,6 +24,8 @@ NOUNS: Final[dict[str, tuple[str, str, str]]] = {
         "app",
         "Look at migrations, running and past, and steer them.",
     ),
+    "domain": ("virtgrid.cli.domain", "app", "What a domain's owner wishes for its migrations."),
+    "evacuate": ("virtgrid.cli.evacuate", "evacuate", "Migrate all domains of this host away."),
     "protocol": ("virtgrid.cli.protocol", "app", "Protocol definitions: list, check, replay."),
     "track": ("virtgrid.cli.track", "track", "Follow a domain's connections, or those in a capture file."),
     "segment": ("virtgrid.cli.segment", "app", "A network segment stretched over two hosts."),

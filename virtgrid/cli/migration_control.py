@@ -8,14 +8,17 @@ from typing import Annotated, Final
 
 import typer
 
+from virtgrid.cli import moves
 from virtgrid.cli.migration import Json, Reference, app  # the same noun, its verbs that act
 from virtgrid.cli.output import console, print_json, run
 from virtgrid.core import journal as journals
 from virtgrid.core.errors import HoldTimeoutError, UsageError, VirtgridError
 from virtgrid.core.events import TERMINAL
 from virtgrid.core.units import format_duration, parse_duration
+from virtgrid.grid.messages.moves import Moves, Withdraw
 from virtgrid.migration import control, recovery
 from virtgrid.report.files import writer_alive
+from virtgrid.wire.endpoint import VIRTGRIDD
 
 _POLL_S: Final = 0.1
 #: What can be waited for -> the events that mean it has come.
@@ -121,3 +124,25 @@ def recover(
             out.print(f"  virtgrid migration recover {path.stem} --yes does it", soft_wrap=True)
     if not found.situation.certain:
         raise SystemExit(7)
+
+
+@app.command()
+@run
+def queue(
+    withdraw: Annotated[
+        str | None, typer.Option(metavar="ID", help="Give up an entry that has not begun.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Those that have ended, too.")] = False,
+    host: moves.Host = VIRTGRIDD,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+) -> None:
+    """Show virtgridd's queue of migrations on this host: who goes, who waits, and for what."""
+    if withdraw is not None:
+        found = list(moves.ask(host, "withdraw", Withdraw(id=withdraw), Moves).entries)
+    else:
+        ended = ("done", "failed", "gave up")
+        found = [one for one in moves.queue(host) if everything or one["state"] not in ended]
+    if as_json:
+        print_json(found)
+    else:
+        moves.show(found)

@@ -8,7 +8,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -50,6 +50,9 @@ Told = Annotated[
 Store = Annotated[
     Path | None, typer.Option("--database", metavar="FILE", help="What it must not forget; SQLite.")
 ]
+
+
+_CRM_KEY: Final = Path("/etc/virtgrid/crm.pub")
 
 
 class Whose(StrEnum):
@@ -102,9 +105,13 @@ def _provider_network(
 @run
 def host(
     crm_key: Annotated[
-        Path,
-        typer.Option("--crm-key", metavar="FILE", help="Public key of the CRM whose tickets are good here."),
-    ] = Path("/etc/virtgrid/crm.pub"),
+        Path | None,
+        typer.Option(
+            "--crm-key",
+            metavar="FILE",
+            help=f"Public key of the CRM whose tickets are good here ({_CRM_KEY}, if it is there).",
+        ),
+    ] = None,
     bridge: Annotated[
         str, typer.Option(metavar="NAME", help="Bridge of the network with a tag; {tag} stands for it.")
     ] = BRIDGE,
@@ -127,11 +134,16 @@ def host(
     connect: Annotated[
         str, typer.Option("--connect", "-c", metavar="URI", help="libvirt.")
     ] = "lxc:///system",
+    qemu: Annotated[
+        str, typer.Option("--qemu", metavar="URI", help="libvirt, whose domains are migrated away.")
+    ] = "qemu:///system",
 ) -> None:
-    """Be virtgridd: make sandboxes for pilots that hold a ticket, and the segments they are in. As root."""
+    """Be virtgridd: sandboxes for who holds a ticket, their segments, and a queue of migrations. As root."""
     from virtgrid.host.carrier import Kernel
     from virtgrid.host.daemon import Virtgridd, serve
+    from virtgrid.host.entries import Entries
     from virtgrid.host.guests import Libvirt
+    from virtgrid.host.mover import Mover
     from virtgrid.host.networks import Networks
     from virtgrid.host.tenancies import Tenancies
 
@@ -139,7 +151,10 @@ def host(
         raise RefusedError("virtgridd makes mounts and domains: it runs as root", hint="run it with sudo")
     log()
     where = Endpoint.parse(socket)
-    key = read_public_key(crm_key)
+    if crm_key is None and _CRM_KEY.exists():
+        crm_key = _CRM_KEY
+    keys = [] if crm_key is None else [read_public_key(crm_key)]
+    mover = Mover(load().config, Entries(), uri=qemu)
     orphan_s = parse_duration(orphan_after)
     managers = frozenset(told_of(who, Role.NRM) for who in nrm or [])
     network = _provider_network(listen, pki, Role.HOST, managers, heard=Role.NRM)
@@ -147,7 +162,7 @@ def host(
     async def main() -> None:
         daemon = Virtgridd(
             where=where,
-            keys=[key],
+            keys=keys,
             bridge=bridge,
             libvirt=Libvirt(connect),
             tenancies=Tenancies(),
@@ -155,6 +170,7 @@ def host(
             orphan_s=orphan_s,
             network=network,
             managers=managers,
+            mover=mover,
         )
         await serve(daemon, ready=lambda: logging.info("ready at %s", where))
 

@@ -1,5 +1,5 @@
 """virtgridd, the root agent of a host: makes sandboxes for pilots that hold a ticket, has the segments that
-network managers want here, and hears what hooks tell.
+network managers want here, hears what hooks tell, and migrates domains away (``mover``).
 
 It is restarted without harm: sandboxes and the programs in them run on, and what it knows is read from
 files and looked at (``tenancies``, ``guests``). It removes what nobody else removes: sandboxes whose
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from virtgrid.core.errors import RefusedError, VirtgridError
 from virtgrid.grid.doors import Network
+from virtgrid.grid.messages import moves
 from virtgrid.grid.messages import ticket as tickets
 from virtgrid.grid.messages.common import Model, parse
 from virtgrid.grid.messages.host import METHODS, Entries, HelloHost, Prepare
@@ -29,8 +30,10 @@ from virtgrid.grid.messages.network import SEGMENTS, Carried, Orders
 from virtgrid.grid.messages.node import Exec
 from virtgrid.grid.node.hook import NOTICE_SOCKET
 from virtgrid.host.guests import GRACE_S, Guest, Libvirt
+from virtgrid.host.mover import Mover
 from virtgrid.host.networks import Networks
 from virtgrid.host.notices import Notice, NoticeSocket
+from virtgrid.host.queue import Entry
 from virtgrid.host.tenancies import Tenancies
 from virtgrid.wire.endpoint import Endpoint, Listener, listen
 from virtgrid.wire.identity import Right, authorise
@@ -61,15 +64,19 @@ class Virtgridd:
         notices: Path = Path(NOTICE_SOCKET),
         network: Network | None = None,
         managers: frozenset[str] = frozenset(),
+        mover: Mover | None = None,
     ) -> None:
-        """network: where network managers reach us from other hosts; managers: those that are heard
+        """mover: of migrations, which only root asks for; None: it migrates none.
+
+        network: where network managers reach us from other hosts; managers: those that are heard
         (``doors.told_of``), besides root of this host.
         """
         self._where, self._keys, self._bridge = where, tuple(keys), bridge
         self._libvirt, self._tenancies = libvirt, tenancies
         self._notices, self._orphan_s, self._networks = notices, orphan_s, networks
         self._network, self.network = network, None if network is None else network.where
-        self._rights = {SEGMENTS: Right(named=managers)}
+        self._rights = {SEGMENTS: Right(named=managers)} | dict.fromkeys(moves.METHODS, Right())
+        self._mover = mover
         self._guests: dict[str, Guest] = {}
         self._of_line: dict[Line, Guest] = {}
         self._managers: dict[str, Line] = {}
@@ -98,6 +105,8 @@ class Virtgridd:
                 self.network = there.where
             stack.push_async_callback(self._libvirt.close)
             await stack.enter_async_context(self._networks)
+            if self._mover is not None:
+                await stack.enter_async_context(self._mover)
             for tenancy in self._tenancies.all():
                 self._guests[tenancy.ticket.sandbox] = self._guest(tenancy.ticket)
             stack.push_async_callback(self._close_guests)
@@ -153,6 +162,8 @@ class Virtgridd:
     async def _heard(self, line: Line, method: str, params: Mapping[str, Any]) -> Any:
         if method == SEGMENTS:
             return (await self._ordered(line, params)).model_dump(mode="json")
+        if method in moves.METHODS:
+            return (await self._move(line, method, params)).model_dump(mode="json")
         if method not in METHODS:
             raise no_such_method(method)
         asked = parse(METHODS[method], method, params)
@@ -176,6 +187,26 @@ class Virtgridd:
                 before.hang_up("the network manager has dialled again")
         return await self._networks.told(orders)
 
+    async def _move(
+        self, line: Line, method: str, params: Mapping[str, Any]
+    ) -> moves.Moves | moves.Evacuated:
+        """What root asks about migrations."""
+        authorise(line.peer, method, rights=self._rights, site=None)
+        if self._mover is None:
+            raise RefusedError("this virtgridd migrates nothing", hint="its log says why")
+        match parse(moves.METHODS[method], method, params):
+            case moves.Evacuate(to=to):
+                asked, left = await self._mover.evacuate(to)
+                return moves.Evacuated(asked=tuple(entry.id for entry in asked), left=tuple(left))
+            case moves.Withdraw(id=id_):
+                return moves.Moves(entries=(_shown(self._mover.withdraw(id_)),))
+            case moves.Look(after=after):
+                entries = self._mover.entries()
+                begin = next((n + 1 for n, entry in enumerate(entries) if entry.id == after), 0)
+                page = entries[begin : begin + moves.PAGE]
+                return moves.Moves(entries=tuple(map(_shown, page)), more=len(entries) > begin + moves.PAGE)
+        raise no_such_method(method)
+
     def _admit(self, line: Line, hello: HelloHost) -> Guest:
         ticket = tickets.admit(hello.ticket, self._keys, bearer=line.peer, now_s=time.time())
         guest = self._guests.get(ticket.sandbox)
@@ -192,6 +223,7 @@ class Virtgridd:
     async def _do(self, guest: Guest, line: Line, method: str, asked: Model) -> Any:
         match method, asked:
             case "prepare", Prepare():
+                self._make_room(guest.name)
                 return (await guest.prepare(asked.init)).model_dump()
             case "set_keys", Entries():
                 await guest.set_keys(asked.hosts)
@@ -214,9 +246,18 @@ class Virtgridd:
 
     def _noticed(self, notice: Notice) -> None:
         _log.info("notice: %s %s %s", notice.driver, notice.domain, notice.operation)
-        guest = self._guests.get(notice.domain) if notice.driver == "lxc" else None
+        if notice.driver != "lxc":
+            return
+        guest = self._guests.get(notice.domain)
         if guest is not None:
             self._begin(self._look_again(guest))
+        elif notice.operation == "prepare":
+            self._make_room(notice.domain)
+
+    def _make_room(self, sandbox: str) -> None:
+        """Begun when a sandbox is prepared, well before its job: guests that yield to jobs leave."""
+        if self._mover is not None:
+            self._begin(self._mover.make_room(sandbox))
 
     async def _sweep(self) -> None:
         """Every second: what nobody else removes."""
@@ -247,6 +288,11 @@ class Virtgridd:
             if time.monotonic() - guest.left_s > self._orphan_s:
                 return f"its pilot has been gone for {self._orphan_s:g} s"
         return None
+
+
+def _shown(entry: Entry) -> dict[str, Any]:
+    """An entry as it is told and printed."""
+    return {**entry.model_dump(mode="json"), "migration": entry.migration}
 
 
 async def serve(daemon: Virtgridd, *, ready: Callable[[], None] = lambda: None) -> None:

@@ -97,11 +97,18 @@ def _verdict(name: str, problem: str | None, good: str, hint: str) -> Check:
     return _pass(name, good) if problem is None else _warn(name, problem, hint)
 
 
+#: What a host without a driver's hook does not have.
+_WITHOUT: Final = {
+    "lxc": "sandboxes start by 'virtgrid sandbox' only, not by virsh",
+    "qemu": "virtgridd does not hear of machines, and what arrives keeps the names it had",
+}
+
+
 def _hook(hook: Hook) -> Check:
     name = f"{hook.driver} hook"
     match hook.state:
         case HookState.ABSENT:
-            text = "the hook is not installed: sandboxes start by 'virtgrid sandbox' only, not by virsh"
+            text = f"the hook is not installed: {_WITHOUT[hook.driver]}"
             return _warn(name, text, f"virtgrid hooks install && {_RESTART}")
         case HookState.OLD:
             text = f"{hook.path} leads to another virtgrid, {hook.target}"

@@ -14,9 +14,12 @@ from virtgrid.core.shipped import shipped
 DIRECTORY: Final = Path("/etc/libvirt/hooks")
 PROGRAM: Final = "50-virtgrid"
 #: libvirt's drivers whose domains virtgrid has something to do for.
-DRIVERS: Final = ("lxc",)
-#: Who runs LXC domains, by the pid file it holds.
-_DAEMONS: Final = ("/run/libvirtd.pid", "/run/virtlxcd.pid")
+DRIVERS: Final = ("lxc", "qemu")
+#: Who runs a driver's domains, by the pid file it holds.
+_DAEMONS: Final = {
+    "lxc": ("/run/libvirtd.pid", "/run/virtlxcd.pid"),
+    "qemu": ("/run/libvirtd.pid", "/run/virtqemud.pid"),
+}
 
 
 class HookState(StrEnum):
@@ -117,19 +120,19 @@ def _look(directory: Path, driver: str) -> Hook:
         state=state,
         target=target,
         others=tuple(others),
-        restart_needed=state is HookState.INSTALLED and _daemon_older(path),
+        restart_needed=state is HookState.INSTALLED and _daemon_older(driver, path),
     )
 
 
 def daemon_pid() -> int | None:
     """The daemon that runs LXC domains; None when none does."""
-    found = _daemon()
+    found = _daemon("lxc")
     return None if found is None else found[0]
 
 
-def _daemon() -> tuple[int, float] | None:
+def _daemon(driver: str) -> tuple[int, float] | None:
     """(pid, when it began, seconds since the epoch)"""
-    for name in _DAEMONS:
+    for name in _DAEMONS[driver]:
         try:
             pid, began_s = int(Path(name).read_text()), Path(name).stat().st_mtime
         except (OSError, ValueError):
@@ -139,7 +142,7 @@ def _daemon() -> tuple[int, float] | None:
     return None
 
 
-def _daemon_older(path: Path) -> bool:
+def _daemon_older(driver: str, path: Path) -> bool:
     """Does the daemon run since before the link? libvirt looks for hooks once, when it starts."""
-    found = _daemon()
+    found = _daemon(driver)
     return found is not None and found[1] < path.lstat().st_mtime

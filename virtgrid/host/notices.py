@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +48,16 @@ def read(data: bytes) -> Notice | None:
 
 
 class NoticeSocket:
-    """Listens for notices from now on; only root can post any."""
+    """Listens for notices from now on; only root can post any.
+
+    A thread of its own takes them: the kernel keeps ten (net.unix.max_dgram_qlen), and a hook does not wait
+    for a loop that writes to a disk. ``heard`` is called in the loop.
+    """
 
     def __init__(self, path: Path, heard: Callable[[Notice], None]) -> None:
         self._path, self._heard = path, heard
-        self._socket = socket.socket(
-            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
+        self._closed = False
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             path.unlink(missing_ok=True)  # whoever bound it before is gone: virtgridd's own socket says so
@@ -65,18 +69,33 @@ class NoticeSocket:
         except OSError as error:
             self._socket.close()
             raise RefusedError(f"cannot listen for notices at {path}", cause=error.strerror) from error
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._ready)
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._take, name="notices", daemon=True)
+        self._thread.start()
 
-    def _ready(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                notice = read(self._socket.recv(_LIMIT_BYTES))
-                if notice is None:
-                    _log.warning("a notice nobody understands was left out")
-                else:
-                    self._heard(notice)
+    def _take(self) -> None:
+        while True:
+            try:
+                data = self._socket.recv(_LIMIT_BYTES)
+            except OSError:
+                return
+            if self._closed:
+                return
+            notice = read(data)
+            if notice is None:
+                _log.warning("a notice nobody understands was left out")
+            else:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    self._loop.call_soon_threadsafe(self._tell, notice)
+
+    def _tell(self, notice: Notice) -> None:
+        if not self._closed:
+            self._heard(notice)
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes who reads
+        self._thread.join(5)
         self._socket.close()
         self._path.unlink(missing_ok=True)

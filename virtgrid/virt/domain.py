@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeVar
@@ -69,6 +71,20 @@ class Position:
     def __str__(self) -> str:
         return f"{self.state} ({self.reason})" if self.reason else str(self.state)
 
+
+class Scope(StrEnum):
+    """Which of a domain's two definitions is meant, as virsh's options say it."""
+
+    CURRENT = "current"
+    LIVE = "live"
+    CONFIG = "config"
+
+
+_AFFECT: Final = {
+    Scope.CURRENT: libvirt.VIR_DOMAIN_AFFECT_CURRENT,
+    Scope.LIVE: libvirt.VIR_DOMAIN_AFFECT_LIVE,
+    Scope.CONFIG: libvirt.VIR_DOMAIN_AFFECT_CONFIG,
+}
 
 ABSENT: Final = Position(state=DomainState.ABSENT)
 
@@ -138,6 +154,30 @@ class Domain:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0
         return domxml.parse(
             await self.call(lambda dom: str(dom.XMLDesc(flags)), f"cannot read the XML of {self.name}")
+        )
+
+    async def metadata(self, namespace: str, scope: Scope = Scope.CURRENT) -> str | None:
+        """The element of this namespace in its <metadata>, without the namespace; None: there is none."""
+
+        def ask(dom: Any) -> str | None:
+            try:
+                return str(dom.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, namespace, _AFFECT[scope]))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+                    return None
+                raise
+
+        return await self.call(ask, f"cannot read the metadata of {self.name}")
+
+    async def set_metadata(
+        self, namespace: str, prefix: str, element: str | None, scopes: Sequence[Scope]
+    ) -> None:
+        """Replace that element, or remove it (None). element: without a namespace; libvirt puts it in."""
+        flags = functools.reduce(operator.or_, (_AFFECT[scope] for scope in scopes), 0)
+        kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+        await self.call(
+            lambda dom: dom.setMetadata(kind, element, prefix, namespace, flags),
+            f"cannot set the metadata of {self.name}",
         )
 
     async def suspend(self) -> None:
@@ -229,6 +269,17 @@ class Domain:
         """(virtual size, allocated on the host) of a disk in bytes."""
         info = await self.call(lambda dom: dom.blockInfo(target), f"cannot read the size of disk {target}")
         return int(info[0]), int(info[1])
+
+
+async def running_domains(hypervisor: Hypervisor) -> list[Domain]:
+    """All that run on this host, by name."""
+
+    def ask(raw: Any) -> list[tuple[str, str]]:
+        flags = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
+        return [(dom.name(), dom.UUIDString()) for dom in raw.listAllDomains(flags)]
+
+    found = await hypervisor.call(ask, f"cannot list the domains of {hypervisor.name}", deadline_s=30)
+    return [Domain(hypervisor, uuid=uuid, name=name) for name, uuid in sorted(found)]
 
 
 def _has_job(dom: Any) -> bool:

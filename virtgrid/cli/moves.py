@@ -1,0 +1,76 @@
+"""Asking virtgridd about its migrations: what ``migration queue`` and ``evacuate`` have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, TypeVar
+
+import typer
+
+from virtgrid.cli.output import print_table
+from virtgrid.core.errors import PeerUnreachableError, RefusedError
+from virtgrid.core.units import format_duration
+from virtgrid.grid.messages.common import Model, parse
+from virtgrid.grid.messages.moves import Look, Moves
+from virtgrid.wire.endpoint import Endpoint, dial
+from virtgrid.wire.line import deaf
+from virtgrid.wire.message import RemoteError
+
+M = TypeVar("M", bound=Model)
+
+_DEADLINE_S: Final = 40.0
+COLUMNS: Final = ("ID", "DOMAIN", "TO", "STATE", "FOR", "WHY", "NOTE")
+
+Host = Annotated[str, typer.Option("--host", metavar="ENDPOINT", help="virtgridd.")]
+
+
+def ask(host: str, method: str, asked: Model, answer: type[M]) -> M:
+    """One question. Errors: virtgridd's; PeerUnreachableError."""
+
+    async def main() -> Any:
+        line = await dial(Endpoint.parse(host), deaf, name="virtgridd")
+        try:
+            return await line.call(method, asked.model_dump(mode="json"), deadline_s=_DEADLINE_S)
+        finally:
+            await line.close()
+
+    try:
+        return parse(answer, method, asyncio.run(main()))
+    except RemoteError as error:
+        raise RefusedError(error.what) from error
+    except PeerUnreachableError as error:
+        error.hint = error.hint or "systemctl start virtgridd, or virtgrid serve host"
+        raise
+
+
+def queue(host: str) -> list[dict[str, Any]]:
+    """All of it, oldest first. Errors: as ``ask``."""
+    found: list[dict[str, Any]] = []
+    while True:
+        page = ask(host, "moves", Look(after=found[-1]["id"] if found else None), Moves)
+        found += page.entries
+        if not page.more or not page.entries:
+            return found
+
+
+def rows(entries: Iterable[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """As a table shows them."""
+    now_s = time.time()
+    return [
+        (
+            str(one["id"]),
+            str(one["domain"]),
+            str(one["to"]),
+            str(one["state"]),
+            format_duration(max(0.0, now_s - float(one["since_s"]))),
+            str(one["why"]),
+            str(one["note"] or one["migration"] or "-"),
+        )
+        for one in entries
+    ]
+
+
+def show(entries: Iterable[dict[str, Any]]) -> None:
+    print_table(COLUMNS, rows(entries), shrink="NOTE")
