@@ -19,7 +19,12 @@ def _unit(name: str) -> configparser.ConfigParser:
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("virtgridd.service", "ExecStart"), ("virtgrid-evacuate.service", "ExecStop")]
+    ("name", "key"),
+    [
+        ("virtgridd.service", "ExecStart"),
+        ("virtgrid-evacuate.service", "ExecStop"),
+        ("virtgrid-web.service", "ExecStart"),
+    ],
 )
 def test_a_unit_runs_a_command_there_is(name: str, key: str) -> None:
     program, *words = _unit(name)["Service"][key].split()
