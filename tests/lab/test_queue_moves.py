@@ -215,6 +215,31 @@ def test_an_evacuation_survives_virtgridd_and_takes_all_within_its_budget(stage:
             one.check_moved()
 
 
+def test_when_virtgridd_and_the_worker_die_both_hosts_are_asked_and_it_is_tried_again(
+    stage: Stage, agent: Agent
+) -> None:
+    policy = stage.home / "policy.xml"
+    policy.write_text(_POLICY)
+    stage.target_image.unlink(missing_ok=True)
+    agent.start()
+    assert agent.virtgrid("domain", "policy", "set", stage.name, str(policy)).returncode == 0
+    with stage.occupied():
+        asked = agent.virtgrid("evacuate", "--detach", "--json", "--host", agent.socket)
+        assert asked.returncode == 0, asked.stderr
+        first = agent.entry(stage.name, "running")["migration"]
+        path = stage.home / "state/migrations" / f"{first}.jsonl"
+        until(lambda: any(record.event == "hold" for record in journals.read(path)), "the hold")
+        agent.end(signal.SIGKILL)
+        os.kill(int(journals.read(path)[0]["pid"]), signal.SIGKILL)
+        agent.start()
+        until(lambda: agent.entry(stage.name, "running")["attempts"] == 2, "the second attempt")
+        assert journals.read(path)[-1].event == "recovered"
+        assert journals.read(path)[-1]["on"] == journals.read(path)[0]["source"]
+    entry = agent.entry(stage.name, "done")
+    assert entry["tried"] == [first, entry["migration"]]
+    stage.check_moved()
+
+
 def test_a_guest_that_follows_prices_goes_where_it_is_cheaper(stage: Stage, agent: Agent) -> None:
     policy = stage.home / "policy.xml"
     policy.write_text(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.scripted_host import INIT, ticket
 from tests.wire_ends import dialled, until
 from virtgrid.config import Config
 from virtgrid.core.clock import SystemClock
@@ -21,9 +24,12 @@ from virtgrid.core.errors import (
     VirtgridError,
 )
 from virtgrid.core.journal import Journal, migrations_dir
+from virtgrid.grid.messages import ticket as tickets
+from virtgrid.grid.messages.host import Stage, View
+from virtgrid.host import qemu_hook
 from virtgrid.host.daemon import Virtgridd
 from virtgrid.host.entries import Entries
-from virtgrid.host.guests import Libvirt
+from virtgrid.host.guests import Guest, Libvirt
 from virtgrid.host.mover import Mover
 from virtgrid.host.networks import Networks
 from virtgrid.host.queue import Entry, Event, State, follow
@@ -32,7 +38,10 @@ from virtgrid.host.wanted import Wanted
 from virtgrid.migration import recovery
 from virtgrid.migration.outcome import Place, Situation
 from virtgrid.migration.worker import Worker
+from virtgrid.wire import seal
 from virtgrid.wire.endpoint import Endpoint
+
+KEY = seal.new_key()
 
 CONFIG = Config.model_validate(
     {
@@ -252,7 +261,7 @@ async def test_a_full_disk_stops_the_queue_and_loses_nothing(
 def _daemon(tmp_path: Path, mover: Mover | None) -> Virtgridd:
     return Virtgridd(
         where=Endpoint(tmp_path / "host"),
-        keys=[],
+        keys=[KEY.public_key()],
         bridge="br{tag}",
         libvirt=Libvirt("test:///nowhere", state=str(tmp_path)),
         tenancies=Tenancies(tmp_path / "tenancies"),
@@ -301,3 +310,39 @@ async def test_a_long_queue_is_told_in_pages_that_fit_a_line(tmp_path: Path) -> 
         assert [(one["id"], one["state"]) for one in told["entries"]] == [("e7", "gave up")]
         with pytest.raises(RefusedError, match="has no destination 'z'"):
             await line.call("evacuate", {"to": "z"})
+
+
+async def test_a_sandbox_makes_room_as_soon_as_it_is_prepared_by_a_pilot_or_by_virsh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the pilot's own call, which cannot be lost; of one that no pilot made the hook tells."""
+    mover, asked = Scripted(Entries(tmp_path / "queue"), lambda _: pytest.fail("nothing is due")), list[str]()
+
+    async def make_room(sandbox: str) -> None:
+        asked.append(sandbox)
+
+    async def look(*_: object) -> View:
+        return View(stage=Stage.ABSENT)
+
+    async def prepare(*_: object) -> None:
+        raise RefusedError("there is no libvirt here")
+
+    monkeypatch.setattr(mover, "make_room", make_room)
+    monkeypatch.setattr(Guest, "prepare", prepare)
+    monkeypatch.setattr(Guest, "look", look)
+    monkeypatch.setattr("virtgrid.wire.line.Line.peer_uid", lambda _: 5001)
+    now_s = time.time()
+    text = tickets.issue(ticket(begins_at_s=now_s + 50, ends_at_s=now_s + 60), KEY)
+    async with _daemon(tmp_path, mover), dialled(Endpoint(tmp_path / "host")) as line:
+        await line.call("hello", {"ticket": text})
+        with pytest.raises(RefusedError, match="no libvirt"):  # guests leave all the same
+            await line.call("prepare", {"init": INIT})
+        assert asked == ["r-42-1"]
+        for driver, name, step in (
+            ("lxc", "r-42-1", "prepare"), ("lxc", "box", "release"), ("qemu", "box", "prepare"),
+            ("lxc", "box", "prepare"),
+        ):  # fmt: skip
+            said = {"v": 1, "driver": driver, "domain": name, "operation": step, "sub_operation": "begin"}
+            assert qemu_hook.post(json.dumps(said).encode(), str(tmp_path / "notice")) is None
+        await until(lambda: len(asked) > 1)
+        assert asked == ["r-42-1", "box"]

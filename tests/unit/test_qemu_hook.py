@@ -71,6 +71,32 @@ def test_the_reason_is_a_line_in_the_log(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err == "virtgrid-hook: again\n"
 
 
+@pytest.mark.parametrize("virtgridd", ["absent", "hung", "a stream", "a directory"])
+def test_a_domain_goes_on_whatever_became_of_virtgridd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, virtgridd: str
+) -> None:
+    path, kind = tmp_path / "at", socket.SOCK_STREAM if virtgridd == "a stream" else socket.SOCK_DGRAM
+    monkeypatch.setattr(qemu_hook, "NOTICE_SOCKET", str(path))
+    monkeypatch.setattr(qemu_hook, "LOG_SOCKET", str(tmp_path / "log"))
+    monkeypatch.setattr(qemu_hook, "CONFIGURATION", str(tmp_path / "none.toml"))
+    if virtgridd == "a directory":
+        path.mkdir()
+    with socket.socket(socket.AF_UNIX, kind) as line, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(str(tmp_path / "log"))
+        if virtgridd in ("hung", "a stream"):
+            line.bind(str(path))
+        for step in ("prepare", "started", "migrate") * (20 if virtgridd == "hung" else 1):
+            monkeypatch.setattr("sys.argv", ["hook", "web1", step, "begin"])
+            assert qemu_hook.main() == 0
+            if virtgridd == "hung":
+                log.setblocking(False)
+                continue
+            said = log.recv(1000).decode()
+            assert f": web1: {step} begin was not told: virtgridd " in said
+        if virtgridd == "hung":
+            assert "was not told: virtgridd does not take notices" in log.recv(1000).decode()
+
+
 def test_the_program_itself_lets_a_domain_start_without_virtgridd(tmp_path: Path) -> None:
     link = tmp_path / "qemu.d/50-virtgrid"
     link.parent.mkdir()

@@ -204,7 +204,7 @@ class Mover:
 
     async def _turn(self) -> None:
         due_s = time.monotonic()
-        while True:
+        while not self._closing:
             try:
                 if time.monotonic() >= due_s and _PRICES not in self._busy:
                     due_s = time.monotonic() + _PRICES_S
@@ -215,8 +215,10 @@ class Mover:
             except Exception:  # ours; whoever else waits is not to wait for ever
                 _log.exception("the queue stands still")
             self._wake.clear()
+            # Not wait_for: in Python 3.11 it may swallow that we are cancelled as we are woken.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _TICK_S)
+                async with asyncio.timeout(_TICK_S):
+                    await self._wake.wait()
 
     async def _once(self) -> None:
         for id_, process in list(self._processes.items()):

@@ -33,7 +33,7 @@ def notice(name: str, operation: str, extra: str) -> bytes:
     ).encode()
 
 
-def post(data: bytes, path: str = NOTICE_SOCKET) -> "str | None":
+def post(data: bytes, path: "str | None" = None) -> "str | None":
     """Send it -> why virtgridd did not get it, or None. Waits at most ``_PATIENCE_S`` for a full queue."""
     line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC)
     try:
@@ -41,7 +41,7 @@ def post(data: bytes, path: str = NOTICE_SOCKET) -> "str | None":
             if turn:
                 time.sleep(_PATIENCE_S / _TURNS)
             try:
-                line.sendto(data, path)
+                line.sendto(data, path or NOTICE_SOCKET)
             except BlockingIOError:  # ten wait there already: net.unix.max_dgram_qlen
                 continue
             except (FileNotFoundError, ConnectionRefusedError):
