@@ -82,7 +82,7 @@ SET = event("share", state="set", text="", interface="wan0")
         ((event("share", state="off", text="taken"),), None),
         ((SET,), "wan0"),
         ((SET, event("share", state="raised", text="", interface="wan0")), "wan0"),
-        ((SET, event("left", kind="class", name="wan0", reason="refused")), "wan0"),
+        ((SET, ("left", {"kind": "class", "name": "wan0", "reason": "refused"})), "wan0"),
         ((SET, event("share", state="removed", text="", interface="wan0")), None),
     ],
 )

@@ -74,12 +74,16 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Class:
-    """A class of the tree. parent: its minor number, 0 is the root. prio: higher ones get leftovers later."""
+    """A class of the tree. parent: its minor number, 0 is the root. prio: higher ones get leftovers later.
+
+    smooth: next to nothing is caught up at once, so it does not wait in front of the link; not read back.
+    """
 
     parent: int
     rate_bytes_s: int
     ceil_bytes_s: int
     prio: int = 0
+    smooth: bool = field(default=False, compare=False)
 
     @property
     def leaf(self) -> bool:

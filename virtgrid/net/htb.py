@@ -35,6 +35,8 @@ FRAMING_BYTES: Final = 24
 _BURST_S: Final = 0.02
 """What may be caught up when the processor was elsewhere."""
 _BURST_BYTES: Final = 64 << 10
+_SMOOTH_S: Final = 0.002
+_SMOOTH_BYTES: Final = 2 << 10
 _QUEUE_S: Final = 0.1
 _TICK_S: Final = 64e-9  # PSCHED_SHIFT
 
@@ -152,7 +154,7 @@ def write_class(interface: int, minor: int, to: Class, *, root: int = ROOT) -> b
         for rate in (to.rate_bytes_s, to.ceil_bytes_s)
     )
     quantum = min(60_000, max(2_000, to.rate_bytes_s // 100))
-    bursts = (_ticks(rate) for rate in (to.rate_bytes_s, to.ceil_bytes_s))
+    bursts = (_ticks(rate, smooth=to.smooth) for rate in (to.rate_bytes_s, to.ceil_bytes_s))
     words += _CLASS.pack(*bursts, quantum, 0, to.prio)
     options = attribute(_PARAMETERS, words)
     for kind, rate in ((_RATE64, to.rate_bytes_s), (_CEIL64, to.ceil_bytes_s)):
@@ -162,9 +164,10 @@ def write_class(interface: int, minor: int, to: Class, *, root: int = ROOT) -> b
     return body + attribute(KIND, b"htb\0") + attribute(OPTIONS, options)
 
 
-def _ticks(rate_bytes_s: int) -> int:
+def _ticks(rate_bytes_s: int, *, smooth: bool) -> int:
     """How long a burst takes at this rate, in the kernel's unit."""
-    return min(_MOST, round((_BURST_S + _BURST_BYTES / rate_bytes_s) / _TICK_S))
+    burst_s, burst_bytes = (_SMOOTH_S, _SMOOTH_BYTES) if smooth else (_BURST_S, _BURST_BYTES)
+    return min(_MOST, round((burst_s + burst_bytes / rate_bytes_s) / _TICK_S))
 
 
 def read_class(body: bytes) -> tuple[int, Class] | None:

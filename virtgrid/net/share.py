@@ -65,7 +65,7 @@ def shared(sharing: Sharing, beside: tuple[str, ...] = ()) -> tuple[Change, ...]
     link = round(sharing.link_bytes_s)
     return (
         Plant(SERVICE),
-        SetClass(LINK, Class(parent=0, rate_bytes_s=link, ceil_bytes_s=link)),
+        SetClass(LINK, Class(parent=0, rate_bytes_s=link, ceil_bytes_s=link, smooth=True)),
         SetClass(
             SERVICE, Class(parent=LINK, rate_bytes_s=sharing.service_bytes_s, ceil_bytes_s=link, prio=0)
         ),
@@ -82,7 +82,13 @@ def raised(sharing: Sharing) -> tuple[Change, ...]:
 
 
 def _migration(sharing: Sharing, most_bytes_s: int, *, prio: int) -> Class:
-    return Class(parent=LINK, rate_bytes_s=sharing.migration_bytes_s, ceil_bytes_s=most_bytes_s, prio=prio)
+    return Class(
+        parent=LINK,
+        rate_bytes_s=sharing.migration_bytes_s,
+        ceil_bytes_s=most_bytes_s,
+        prio=prio,
+        smooth=True,
+    )
 
 
 # -- the kernel ----------------------------------------------------------------------------------
