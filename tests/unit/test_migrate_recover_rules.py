@@ -73,6 +73,25 @@ def test_what_may_have_been_turned_is_known_from_the_journal(
     assert (remains(journals.read(write(tmp_path, *events))).way is not None) is turned
 
 
+SET = event("share", state="set", text="", interface="wan0")
+
+
+@pytest.mark.parametrize(
+    ("events", "interface"),
+    [
+        ((event("share", state="off", text="taken"),), None),
+        ((SET,), "wan0"),
+        ((SET, event("share", state="raised", text="", interface="wan0")), "wan0"),
+        ((SET, ("left", {"kind": "class", "name": "wan0", "reason": "refused"})), "wan0"),
+        ((SET, event("share", state="removed", text="", interface="wan0")), None),
+    ],
+)
+def test_where_classes_may_be_is_known_from_the_journal(
+    tmp_path: Path, events: tuple[Event, ...], interface: str | None
+) -> None:
+    assert remains(journals.read(write(tmp_path, *events))).shared == interface
+
+
 @pytest.fixture
 def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Position | None]:
     """What the two hosts say; locks in a directory of its own."""

@@ -53,6 +53,13 @@ def _bandwidth(text: str | None) -> float | None:
     return float(text) * 2**20 if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else parse_rate(text)
 
 
+def _percent(option: str, text: str) -> float:
+    """``10%`` or ``10`` -> 0.1."""
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?%?", text):
+        raise UsageError(f"{option}: '{text}' is not a percentage", hint="for instance 10%")
+    return float(text.removesuffix("%")) / 100
+
+
 def _file(option: str, path: Path | None) -> str | None:
     if path is None:
         return None
@@ -129,6 +136,10 @@ def migrate(
     ] = False,
     bandwidth: Annotated[
         str | None, typer.Option(metavar="MiB/s", help="At most this; a number of MiB/s, or 100mbit.")
+    ] = None,
+    service_share: Annotated[
+        str | None,
+        typer.Option(metavar="PERCENT", help="The part of --bandwidth, the link's, that is the service's."),
     ] = None,
     timeout: Annotated[
         str | None,
@@ -269,6 +280,7 @@ def migrate(
             unsafe=unsafe,
             abort_on_error=abort_on_error,
             bandwidth_bytes_s=_bandwidth(_or(bandwidth, set_.bandwidth)),
+            service_share=_percent("--service-share", service_share) if service_share is not None else None,
             timeout_s=parse_duration(timeout) if timeout is not None else None,
             max_downtime_s=parse_duration(_or(max_downtime, set_.max_downtime)),
             migrate_uri=migrateuri,

@@ -91,6 +91,19 @@ EVENTS: Final[Mapping[str, EventType]] = {
         "state text",
         "bridge port tap mac after_s replayed frames",
     ),
+    "share": _row(
+        "The link to the destination and the service's part of it. state: set (written before the classes are"
+        " made on interface); raised (for the pause); removed; off (no class: text says why).",
+        "state text",
+        "interface link_bytes_s service_bytes_s migration_bytes_s",
+    ),
+    "stream": _row(
+        "A connection of the migration's. state: bounded (so much may be taken from QEMU and not yet sent;"
+        " buffer_bytes: in all, where the kernel's own limit is too small; delay_s there and back); off (not"
+        " bounded: text says why).",
+        "state text",
+        "peer unsent_bytes buffer_bytes delay_s",
+    ),
     "released": _row(
         "The switchover was let go; by gate, user, timeout or policy.",
         "by reason",

@@ -292,6 +292,10 @@ class Copy:
         """The hold's numbers, once memory is being copied and libvirt has told QEMU its limits."""
         parameters = await self._monitor.parameters()
         full_bytes_s = int(parameters.get("max-bandwidth") or 1 << 40)
+        if self._request.sharing is not None:
+            # libvirt counts whole MiB/s; what the class does not carry would only wait in front of it.
+            full_bytes_s = int(self._request.precopy_bytes_s or full_bytes_s)
+            await self._monitor.set_limits(bandwidth_bytes_s=full_bytes_s)
         if SWITCHOVER_BANDWIDTH in parameters:
             await self._monitor.set_limits(switchover_bytes_s=switchover.HOLD_SWITCHOVER_BYTES_S)
         self._hold_config = switchover.HoldConfig(
@@ -385,6 +389,9 @@ class Copy:
             await self._letting_go(draining)
             if self._ending is not None:
                 return  # aborted meanwhile; what was turned is given back
+        if self._request.sharing is not None:
+            raised_bytes_s = int(self._request.release_bytes_s or self._hold_config.full_bytes_s)
+            self._hold_config = replace(self._hold_config, full_bytes_s=raised_bytes_s)
         self._hold, command = switchover.release(self._hold, self._hold_config)
         self.released_s = self._clock.monotonic_s()
         self.released_reason = reason

@@ -31,11 +31,13 @@ from virtgrid.migration import preflight, running
 from virtgrid.migration.control import ControlServer
 from virtgrid.migration.copying import Copy
 from virtgrid.migration.cure import Silence, cure, gone
+from virtgrid.migration.drain import Drain
 from virtgrid.migration.flip import Flip
 from virtgrid.migration.guestname import GuestName
 from virtgrid.migration.outcome import Place, Repair, Situation, judge
 from virtgrid.migration.plan import MigrationPlan, MigrationRequest, make_plan
 from virtgrid.migration.prepare import HoldLimits, TargetImages
+from virtgrid.migration.share import Wan
 from virtgrid.migration.verify import Answer, verify
 from virtgrid.migration.watch import Watch, capture_note
 from virtgrid.virt.connection import Hypervisor, QemuEvent
@@ -180,9 +182,15 @@ class Driver:
         if self._request.gated:
             await undo.enter_async_context(limits)
         flip = await undo.enter_async_context(Flip(plan, self._journal))
+        wan = await undo.enter_async_context(Wan(plan, self._journal))
         calling = await undo.enter_async_context(
             MigrateCall(self._request.source_uri, self._request.dest_uri)
         )
+
+        async def letting_go(drain: Drain) -> None:
+            await wan.release()
+            await flip.let_go(drain)
+
         self._copy = Copy(
             plan,
             self._journal,
@@ -193,7 +201,7 @@ class Driver:
             watch=self._watch,
             rescue=lambda: self._rescue(domain),
             peer_silent=lambda: self._destination_silent(destination, domain),
-            letting_go=flip.let_go,
+            letting_go=letting_go,
         )
         self._stop_if_asked()
         try:
@@ -216,6 +224,7 @@ class Driver:
         images.keep()
         limits.keep()
         await flip.arrived()
+        await wan.end()
         arrived = f"{plan.name} runs on {plan.facts.destination.hostname}"
         self._situation = Situation(place=Place.DESTINATION, repairs=(), text=arrived)
         return await self._finish(plan, destination, domain, name)

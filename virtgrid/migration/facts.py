@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 from virtgrid.core.errors import UsageError, VirtgridError
 from virtgrid.migration.flip import look_for_way
 from virtgrid.migration.guestname import name_facts
-from virtgrid.migration.plan import Facts, HostFacts, MigrationRequest, migrate_uri_for
+from virtgrid.migration.plan import Facts, HostFacts, MigrationRequest, WanFacts, migrate_uri_for
 from virtgrid.migration.running import running_migration
+from virtgrid.migration.share import look_at_wan
 from virtgrid.net.flip import Way
 from virtgrid.virt import host, storagecopy
 from virtgrid.virt.connection import Hypervisor
@@ -79,6 +80,7 @@ async def gather(
         hook_warning=hook_warning,
         other_migration=other if other != own_id else None,
         name=await name_facts(request.dns),
+        wan=await _wan(request, migrate_host, destination_facts),
     )
 
 
@@ -108,6 +110,16 @@ async def _way(
             return await asyncio.to_thread(look_for_way, nic, hosts)
     except TimeoutError:
         return None, "the destination's name could not be resolved in time"
+
+
+async def _wan(request: MigrationRequest, migrate_host: str | None, destination: HostFacts) -> WanFacts:
+    """The way to the destination, and whether it can be shared."""
+    hosts = tuple(name for name in (migrate_host, destination.hostname) if name)
+    try:
+        async with asyncio.timeout(_RESOLVE_DEADLINE_S):
+            return await asyncio.to_thread(look_at_wan, request, hosts)
+    except TimeoutError:
+        return WanFacts(problem="the destination's name could not be resolved in time")
 
 
 async def _host_facts(hypervisor: Hypervisor, *, local: bool) -> HostFacts:

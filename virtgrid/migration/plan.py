@@ -15,6 +15,7 @@ from virtgrid.core.errors import UsageError
 from virtgrid.migration.naming import NameFacts, NameRequest
 from virtgrid.migration.policy import PolicyConfig
 from virtgrid.net.flip import Way
+from virtgrid.net.share import Sharing, Uplink, payload
 from virtgrid.virt.domain import Position
 from virtgrid.virt.domxml import DomainXml, Nic
 from virtgrid.virt.migrate import MigrateOptions
@@ -34,6 +35,8 @@ class MigrationRequest:
     flip: ``auto`` sends the guest's frames to the destination while it is stopped, where there is a way;
     ``off`` never. drain: ``auto`` does so a little earlier where that lets requests end; ``off`` never.
     tls: memory and disks encrypted; tls_destination: the name the destination's certificate must have.
+    service_share: the part of the link (bandwidth_bytes_s, on the wire then) that the migration leaves to the
+    service until the release; None: it is not shared.
     stall_timeout_s: no byte moves for this long and the destination is silent: give up.
     """
 
@@ -48,6 +51,7 @@ class MigrationRequest:
     unsafe: bool = False
     abort_on_error: bool = False
     bandwidth_bytes_s: float | None = None
+    service_share: float | None = None
     timeout_s: float | None = None
     max_downtime_s: float = DEFAULT_MAX_DOWNTIME_S
     migrate_uri: str | None = None
@@ -71,6 +75,25 @@ class MigrationRequest:
         """False for plain libvirt: nothing is held, connections are only watched."""
         return self.policy.name != "immediate"
 
+    @property
+    def sharing(self) -> Sharing | None:
+        """How the link is shared; None when it is not."""
+        if self.service_share is None or self.bandwidth_bytes_s is None:
+            return None
+        return Sharing(link_bytes_s=self.bandwidth_bytes_s, service=self.service_share)
+
+    @property
+    def precopy_bytes_s(self) -> float | None:
+        """What QEMU may send a second before the release: what its class carries, or what was asked."""
+        sharing = self.sharing
+        return self.bandwidth_bytes_s if sharing is None else payload(sharing.migration_bytes_s)
+
+    @property
+    def release_bytes_s(self) -> float | None:
+        """What it may send from the release on."""
+        sharing = self.sharing
+        return self.bandwidth_bytes_s if sharing is None else payload(sharing.link_bytes_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
@@ -83,6 +106,16 @@ class HostFacts:
     qemu_version: int
     round_trip_s: float
     address_resolves: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanFacts:
+    """The way to the destination. peers: addresses; uplink: where the link can be shared, or a problem."""
+
+    peers: tuple[str, ...] = ()
+    uplink: Uplink | None = None
+    problem: str | None = None
+    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +150,7 @@ class Facts:
     hook_warning: str | None = None
     other_migration: str | None = None
     name: NameFacts | None = None
+    wan: WanFacts = field(default_factory=WanFacts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +219,7 @@ def check_request(request: MigrationRequest) -> None:
         raise UsageError("the domain's name is empty")
     ranges: tuple[tuple[str, float | None, float, float, str], ...] = (
         ("--bandwidth", request.bandwidth_bytes_s, 2**20, 2**43, "1 MiB/s to 8 TiB/s"),
+        ("--service-share", request.service_share, 0.01, 0.9, "1% to 90%"),
         ("--timeout", request.timeout_s, 1, 30 * 86400, "1 second to 30 days"),
         ("--max-downtime", request.max_downtime_s, 0.02, 600, "20 ms to 10 min"),
         ("--large", float(request.large_bytes), 1, 2**50, "1 byte to 1 PiB"),
@@ -194,6 +229,11 @@ def check_request(request: MigrationRequest) -> None:
     for option, value, low, high, words in ranges:
         if value is not None and not low <= value <= high:
             raise UsageError(f"{option} is out of range", hint=f"{words} can be given")
+    if request.service_share is not None and request.bandwidth_bytes_s is None:
+        raise UsageError(
+            "--service-share is a part of --bandwidth, which is not given",
+            hint="--bandwidth: what the link to the destination carries, for instance 100mbit",
+        )
     if request.flip not in FLIPS:
         raise UsageError(f"--flip must be one of {', '.join(FLIPS)}, not '{request.flip}'")
     if request.drain not in DRAINS:
@@ -251,7 +291,7 @@ def make_plan(request: MigrationRequest, facts: Facts) -> MigrationPlan:
             undefine_source=request.undefine_source,
             unsafe=request.unsafe,
             abort_on_error=request.abort_on_error,
-            bandwidth_bytes_s=request.bandwidth_bytes_s,
+            bandwidth_bytes_s=request.precopy_bytes_s,
             destination_name=request.destination_name,
             destination_xml=request.destination_xml,
             persistent_xml=request.persistent_xml,
@@ -262,6 +302,6 @@ def make_plan(request: MigrationRequest, facts: Facts) -> MigrationPlan:
         estimate=Estimate(
             storage_bytes=storage_bytes,
             memory_bytes=facts.xml.memory_bytes,
-            bandwidth_bytes_s=request.bandwidth_bytes_s,
+            bandwidth_bytes_s=request.precopy_bytes_s,
         ),
     )

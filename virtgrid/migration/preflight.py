@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from virtgrid.core.units import format_size
+from virtgrid.core.units import format_rate, format_size
 from virtgrid.migration.naming import new_records, obstacle, warnings
 from virtgrid.migration.plan import MigrationPlan
 from virtgrid.virt.domain import DomainState
@@ -257,6 +257,18 @@ def _connections(plan: MigrationPlan) -> Iterator[Check]:
         yield _warn("connections", f"the guest's connections are not followed: {facts.tap_problem}")
 
 
+def _share(plan: MigrationPlan) -> Iterator[Check]:
+    sharing, wan = plan.request.sharing, plan.facts.wan
+    if sharing is None:
+        return
+    part = f"{format_rate(sharing.service_bytes_s)} of {format_rate(sharing.link_bytes_s)}"
+    if wan.uplink is None:
+        why = wan.problem or "the way to the destination is not known"
+        yield _warn("share", f"only QEMU's own limit keeps {part} for the service: {why}", wan.hint)
+    else:
+        yield _pass("share", f"{part} are the service's, on {wan.uplink.interface}")
+
+
 def _hooks(plan: MigrationPlan) -> Iterator[Check]:
     if plan.facts.hook_warning:
         yield _warn("hooks", plan.facts.hook_warning, "restart libvirtd to make it read its hooks again")
@@ -282,6 +294,6 @@ def _name(plan: MigrationPlan) -> Iterator[Check]:
 
 
 _CHECKS: Final[tuple[Callable[[MigrationPlan], Iterator[Check]], ...]] = (
-    _hosts, _domain, _destination, _address, _tls, _machine, _cpu, _devices, _storage, _connections, _hooks,
-    _name,
+    _hosts, _domain, _destination, _address, _tls, _machine, _cpu, _devices, _storage, _connections, _share,
+    _hooks, _name,
 )  # fmt: skip

@@ -24,6 +24,7 @@ from virtgrid.migration.naming import NameMove, NameState
 from virtgrid.migration.outcome import Place, Repair, Situation, judge
 from virtgrid.migration.prepare import remove_image, restore_limits
 from virtgrid.migration.running import exclusive, running_migration, socket_path
+from virtgrid.migration.share import unshare
 from virtgrid.net.flip import Way
 from virtgrid.virt.connection import Hypervisor
 from virtgrid.virt.domain import Domain, Position, look
@@ -43,7 +44,7 @@ class Remains:
     """What a journal says a migration was, and what it left. Pure; see ``remains``.
 
     let_go: the guest may have been stopped in order to run over there; arrived: it was seen there.
-    name: the name whose records may not be in their last state.
+    name: the name whose records may not be in their last state. shared: the interface its classes are on.
     """
 
     migration_id: str
@@ -60,6 +61,7 @@ class Remains:
     arrived: bool = False
     name: NameMove | None = None
     way: Way | None = None
+    shared: str | None = None
 
 
 def remains(records: Sequence[Record]) -> Remains:
@@ -71,6 +73,7 @@ def remains(records: Sequence[Record]) -> Remains:
     downtime_s: float | None = None
     name: NameMove | None = None
     way: Way | None = None
+    shared: str | None = None
     phases = {record["phase"] for record in records if record.event == "phase"}
     told = {record.event for record in records}
     # Without a hold nothing says beforehand that QEMU is about to switch.
@@ -93,6 +96,8 @@ def remains(records: Sequence[Record]) -> Remains:
                 name = None
             case "flip":
                 way = way_of(dict(record.fields)) or (way if record["state"] in _STILL else None)
+            case "share" if record["state"] in ("set", "removed"):
+                shared = str(record["interface"]) if record["state"] == "set" else None
             case "recovered" if record["on"] == began["source"]:
                 downtime_s = None
     return Remains(
@@ -110,6 +115,7 @@ def remains(records: Sequence[Record]) -> Remains:
         arrived=bool(told & {"resumed", "finished"}),
         name=name,
         way=way,
+        shared=shared,
     )
 
 
@@ -196,6 +202,8 @@ def _plan(left: Remains, situation: Situation, *, destination_answers: bool) -> 
         steps.append(f"put the downtime limit back to {left.downtime_s * 1000:.0f} ms")
     if left.way is not None and situation.place in _FORWARDED:
         steps.append(f"make {left.way.bridge} send its frames to where it runs")
+    if left.shared is not None:
+        steps.append(f"take the migration's classes off {left.shared}")
     if _worthless(left, situation) and left.images:
         later = "" if destination_answers else " (not now: it does not answer)"
         steps += [f"remove {image} on {left.destination}{later}" for image in left.images]
@@ -243,6 +251,8 @@ async def _act(
         with contextlib.suppress(NotFoundError):  # the bridge is gone
             if text := await asyncio.to_thread(restore, left.way, situation.place):
                 done.append(f"{left.way.bridge}: {text}")
+    if left.shared is not None and await unshare(left.shared, journal):
+        done.append(f"took the migration's classes off {left.shared}")
     if _worthless(left, situation) and destination_answers:
         for image in left.images:
             token = left.migration_id.partition("-")[0]

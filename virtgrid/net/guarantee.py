@@ -74,12 +74,16 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Class:
-    """A class of the tree. parent: its minor number, 0 is the root. prio: higher ones get leftovers later."""
+    """A class of the tree. parent: its minor number, 0 is the root. prio: higher ones get leftovers later.
+
+    smooth: next to nothing is caught up at once, so it does not wait in front of the link; not read back.
+    """
 
     parent: int
     rate_bytes_s: int
     ceil_bytes_s: int
     prio: int = 0
+    smooth: bool = field(default=False, compare=False)
 
     @property
     def leaf(self) -> bool:
@@ -96,7 +100,9 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Plant:
-    """Begin an empty tree."""
+    """Begin an empty tree. others: the class of what no filter knows; 0: it passes by."""
+
+    others: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +182,7 @@ def _base(shares: Sequence[Share]) -> Tree:
         classes[link] = Class(parent=0, rate_bytes_s=rate, ceil_bytes_s=rate)
         classes[link | _OTHERS] = Class(parent=link, rate_bytes_s=rate, ceil_bytes_s=rate)
         for network in share.networks:
-            filters.setdefault(_network(network), link | _OTHERS)
+            filters.setdefault(match_network(network), link | _OTHERS)
     return Tree(classes=classes, filters=filters)
 
 
@@ -258,7 +264,8 @@ def _flow(vni: int, peer: str) -> Match:
     return Match(rank=_FLOW_RANK, version=address.version, keys=tuple(keys))
 
 
-def _network(text: str) -> Match:
+def match_network(text: str) -> Match:
+    """All that goes to a network."""
     network = ipaddress.ip_network(text)
     keys = tuple(_destination(network)) or ((0, 0, 0),)
     return Match(rank=_NETWORK_RANK, version=network.version, keys=keys)

@@ -35,6 +35,8 @@ FRAMING_BYTES: Final = 24
 _BURST_S: Final = 0.02
 """What may be caught up when the processor was elsewhere."""
 _BURST_BYTES: Final = 64 << 10
+_SMOOTH_S: Final = 0.002
+_SMOOTH_BYTES: Final = 2 << 10
 _QUEUE_S: Final = 0.1
 _TICK_S: Final = 64e-9  # PSCHED_SHIFT
 
@@ -76,50 +78,57 @@ def read(links: Links, interface: int) -> Tree | None:
             "it has a queueing discipline that virtgrid did not make",
             hint="tc qdisc show; remove it, or guarantee no bandwidth over this interface",
         )
-    classes = {}
-    for kind, body in links.ask(tcmsg.GET_CLASS, tcmsg.DUMP, tcmsg.head(interface, parent=0)):
-        if kind == tcmsg.NEW_CLASS and (found := read_class(body)) is not None:
-            classes[found[0]] = found[1]
+    classes = classes_of(links, interface)
     filters = {match: minor for match, (minor, _) in _filters(links, interface).items()}
     return Tree(classes=classes, filters=filters)
 
 
-def apply(links: Links, interface: int, changes: Iterable[Change]) -> None:
-    """Take the steps, in their order. Errors: OSError."""
+def classes_of(links: Links, interface: int) -> dict[int, Class]:
+    """The classes of HTB on an interface, by minor number. Errors: OSError."""
+    classes = {}
+    for kind, body in links.ask(tcmsg.GET_CLASS, tcmsg.DUMP, tcmsg.head(interface, parent=0)):
+        if kind == tcmsg.NEW_CLASS and (found := read_class(body)) is not None:
+            classes[found[0]] = found[1]
+    return classes
+
+
+def apply(links: Links, interface: int, changes: Iterable[Change], *, root: int = ROOT) -> None:
+    """Take the steps, in their order. root: the tree's handle. Errors: OSError."""
     for change in changes:
-        _apply(links, interface, change)
+        _apply(links, interface, change, root)
 
 
-def _apply(links: Links, interface: int, change: Change) -> None:
+def _apply(links: Links, interface: int, change: Change, root: int) -> None:
     match change:
-        case Plant():
-            body = tcmsg.head(interface, parent=tcmsg.ROOT, handle=ROOT)
-            options = attribute(_INIT, _GLOBAL.pack(3, 10, 0, 0, 0))
+        case Plant(others):
+            body = tcmsg.head(interface, parent=tcmsg.ROOT, handle=root)
+            options = attribute(_INIT, _GLOBAL.pack(3, 10, others, 0, 0))
             options += attribute(_DIRECT, struct.pack("=I", _DIRECT_PACKETS))
             body += attribute(KIND, b"htb\0") + attribute(OPTIONS, options)
             links.ask(tcmsg.NEW_QDISC, tcmsg.CREATE | tcmsg.EXCLUSIVE, body)
         case Fell():
-            body = tcmsg.head(interface, parent=tcmsg.ROOT, handle=ROOT)
+            body = tcmsg.head(interface, parent=tcmsg.ROOT, handle=root)
             links.ask(tcmsg.DELETE_QDISC, 0, body)
         case SetClass(minor, to):
-            links.ask(tcmsg.NEW_CLASS, tcmsg.CREATE, write_class(interface, minor, to))
+            links.ask(tcmsg.NEW_CLASS, tcmsg.CREATE, write_class(interface, minor, to, root=root))
             if to.leaf:
-                _queue(links, interface, minor, to)
+                _queue(links, interface, root | minor, to)
         case DropClass(minor):
-            links.ask(tcmsg.DELETE_CLASS, 0, tcmsg.head(interface, parent=0, handle=ROOT | minor))
+            links.ask(tcmsg.DELETE_CLASS, 0, tcmsg.head(interface, parent=0, handle=root | minor))
         case AddFilter(what, minor):
-            body = write_filter(interface, what, minor)
+            body = write_filter(interface, what, minor, root=root)
             links.ask(tcmsg.NEW_FILTER, tcmsg.CREATE | tcmsg.EXCLUSIVE, body)
         case DropFilter(what):
-            found = _filters(links, interface).get(what)
+            found = _filters(links, interface, root=root).get(what)
             if found is not None:
-                body = _filter_head(interface, what, handle=found[1]) + attribute(KIND, b"u32\0")
+                body = _filter_head(interface, what, root=root, handle=found[1])
+                body += attribute(KIND, b"u32\0")
                 links.ask(tcmsg.DELETE_FILTER, 0, body)
 
 
-def _queue(links: Links, interface: int, minor: int, to: Class) -> None:
+def _queue(links: Links, interface: int, parent: int, to: Class) -> None:
     """A leaf's queue: fair between connections where the kernel has that, and a tenth of a second long."""
-    head = tcmsg.head(interface, parent=ROOT | minor)
+    head = tcmsg.head(interface, parent=parent)
     flags = tcmsg.CREATE | tcmsg.EXCLUSIVE
     limit = struct.pack("=I", max(4 * _BURST_BYTES, round(to.rate_bytes_s * _QUEUE_S)))
     for kind, options in ((b"fq_codel\0", b""), (b"bfifo\0", attribute(OPTIONS, limit))):
@@ -137,27 +146,28 @@ def _queue(links: Links, interface: int, minor: int, to: Class) -> None:
 # -- messages ------------------------------------------------------------------------------------
 
 
-def write_class(interface: int, minor: int, to: Class) -> bytes:
+def write_class(interface: int, minor: int, to: Class, *, root: int = ROOT) -> bytes:
     """NEW_CLASS."""
-    parent = ROOT | to.parent
+    parent = root | to.parent
     words = b"".join(
         _RATE.pack(0, _ETHERNET, FRAMING_BYTES, 0, 0, min(rate, _MOST))
         for rate in (to.rate_bytes_s, to.ceil_bytes_s)
     )
     quantum = min(60_000, max(2_000, to.rate_bytes_s // 100))
-    bursts = (_ticks(rate) for rate in (to.rate_bytes_s, to.ceil_bytes_s))
+    bursts = (_ticks(rate, smooth=to.smooth) for rate in (to.rate_bytes_s, to.ceil_bytes_s))
     words += _CLASS.pack(*bursts, quantum, 0, to.prio)
     options = attribute(_PARAMETERS, words)
     for kind, rate in ((_RATE64, to.rate_bytes_s), (_CEIL64, to.ceil_bytes_s)):
         if rate >= _MOST:
             options += attribute(kind, struct.pack("=Q", rate))
-    body = tcmsg.head(interface, parent=parent, handle=ROOT | minor)
+    body = tcmsg.head(interface, parent=parent, handle=root | minor)
     return body + attribute(KIND, b"htb\0") + attribute(OPTIONS, options)
 
 
-def _ticks(rate_bytes_s: int) -> int:
+def _ticks(rate_bytes_s: int, *, smooth: bool) -> int:
     """How long a burst takes at this rate, in the kernel's unit."""
-    return min(_MOST, round((_BURST_S + _BURST_BYTES / rate_bytes_s) / _TICK_S))
+    burst_s, burst_bytes = (_SMOOTH_S, _SMOOTH_BYTES) if smooth else (_BURST_S, _BURST_BYTES)
+    return min(_MOST, round((burst_s + burst_bytes / rate_bytes_s) / _TICK_S))
 
 
 def read_class(body: bytes) -> tuple[int, Class] | None:
@@ -177,25 +187,25 @@ def read_class(body: bytes) -> tuple[int, Class] | None:
     return handle & 0xFFFF, Class(parent=above, rate_bytes_s=rates[0], ceil_bytes_s=rates[1], prio=prio)
 
 
-def _filter_head(interface: int, what: Match, *, handle: int = 0) -> bytes:
+def _filter_head(interface: int, what: Match, *, root: int, handle: int = 0) -> bytes:
     protocol = _PROTOCOLS[what.version]
-    return tcmsg.head(interface, parent=ROOT, handle=handle, rank=what.order, protocol=protocol)
+    return tcmsg.head(interface, parent=root, handle=handle, rank=what.order, protocol=protocol)
 
 
-def write_filter(interface: int, what: Match, minor: int) -> bytes:
+def write_filter(interface: int, what: Match, minor: int, *, root: int = ROOT) -> bytes:
     """NEW_FILTER."""
     selector = SELECTOR.pack(TERMINAL, 0, len(what.keys), 0, 0, 0, 0, 0)
     for mask, value, offset in what.keys:
         selector += _KEY.pack(mask, value) + _OFFSETS.pack(offset, 0)
-    options = attribute(_U32_CLASS, struct.pack("=I", ROOT | minor))
+    options = attribute(_U32_CLASS, struct.pack("=I", root | minor))
     options += attribute(_U32_SELECTOR, selector)
-    return _filter_head(interface, what) + attribute(KIND, b"u32\0") + attribute(OPTIONS, options)
+    return _filter_head(interface, what, root=root) + attribute(KIND, b"u32\0") + attribute(OPTIONS, options)
 
 
-def _filters(links: Links, interface: int) -> dict[Match, tuple[int, int]]:
+def _filters(links: Links, interface: int, *, root: int = ROOT) -> dict[Match, tuple[int, int]]:
     """Each filter of the tree: (the class it leads to, its handle)."""
     found: dict[Match, tuple[int, int]] = {}
-    for kind, body in links.ask(tcmsg.GET_FILTER, tcmsg.DUMP, tcmsg.head(interface, parent=ROOT)):
+    for kind, body in links.ask(tcmsg.GET_FILTER, tcmsg.DUMP, tcmsg.head(interface, parent=root)):
         if kind == tcmsg.NEW_FILTER and (one := read_filter(body)) is not None:
             found[one[0]] = one[1:]
     return found

@@ -20,6 +20,7 @@ CLONE_FS: Final = 0x00000200
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWNET: Final = 0x40000000
+_PIDFD_GETFD: Final = 438
 _PR_SET_TIMERSLACK: Final = 29
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -80,3 +81,11 @@ def become_subreaper() -> None:
 def finest_timers() -> None:
     """Waits of this thread end when asked, not up to 50 µs later (prctl PR_SET_TIMERSLACK)."""
     _check(_libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0), "prctl")
+
+
+def pidfd_getfd(process: int, descriptor: int) -> int:
+    """pidfd_getfd(2): a descriptor of another process, as one of ours. process: its pidfd."""
+    found = int(_libc.syscall(ctypes.c_long(_PIDFD_GETFD), process, descriptor, 0))
+    if found < 0:
+        _check(found, "pidfd_getfd")
+    return found

@@ -63,6 +63,8 @@ def _news(record: Record, status: Status) -> str | None:
             return f"frames: {clean(get('text'))}, since {when}"
         case "flip" if get("state") in ("draining", "given back", "put back", "lost"):
             return f"frames: {clean(get('text'))}"
+        case "share" if get("state") in ("set", "off"):
+            return f"link: {clean(get('text'))}"
         case "resumed":
             took = f" after {format_duration(status.downtime_s)}" if status.downtime_s is not None else ""
             return f"guest runs on {status.destination}{took}"
