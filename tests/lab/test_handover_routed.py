@@ -16,6 +16,7 @@ from pair import BRIDGE, GUEST, Pair, Tap, at, send
 
 from virtgrid.net import flip, handover, netns
 from virtgrid.net.flip import Way
+from virtgrid.net.forwarding import Entry, set_entry
 from virtgrid.net.link import Links, Tunnel
 from virtgrid.net.tap import open_tap
 
@@ -272,6 +273,23 @@ def test_a_guest_that_runs_there_already_is_not_taken_over(place: Place) -> None
     refused = place.accept()
     assert refused is not None
     assert "runs here already" in refused
+    _end(place)
+    os.close(new.end)
+
+
+def test_what_would_cut_off_others_at_the_new_site_is_refused_and_changes_nothing(place: Place) -> None:
+    new = Tap(place.pair.right)
+
+    def refused(addresses: tuple[str, ...]) -> str | None:
+        return at(
+            place.pair.right,
+            lambda links: handover.accept(links, TUNNEL, GUEST, addresses, ROUTER_MAC, ()),
+        )
+
+    assert "10.78.0.2 is an address of this host" in str(refused((*ADDRESSES, "10.78.0.2")))
+    at(place.pair.right, lambda links: set_entry(links, ROUTER_MAC, Entry(port=links.require("tap9"))))
+    assert "knows the old gateway" in str(refused(ADDRESSES))
+    assert at(place.pair.right, handover.standing) == ()
     _end(place)
     os.close(new.end)
 
