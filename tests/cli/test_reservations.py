@@ -129,13 +129,27 @@ BAD = [
     _bad("nodes alpha:-1", 2, "a site without a number"),
     _bad("nodes alpha:1,alpha:2", 2, "a site stands there twice"),
     _bad("nodes gamma:1", 3, "there is no site 'gamma'"),
+    _bad("nodes alpha:4095", 2, "nodes: Input should be less than or equal to 4094"),
     _bad("id one", 3, "the id one was used for another reservation"),
     _bad("bandwidth 0mbit", 2, "bandwidth_bytes_s: "),
     _bad("bandwidth -5mbit", 2, "is not a rate"),
     _bad("bandwidth nan", 2, "is not a rate"),
+    _bad("bandwidth inf", 2, "is not a rate"),
     _bad("addresses alpha=0.0.0.0/0", 2, "between /20 and /30"),
     _bad("addresses alpha=10.77.1.1/32", 2, "between /20 and /30"),
     _bad("segment 16777216", 2, "segment: "),
+    (
+        [*_bad("addresses alpha=10.77.1.0/28", 2, "")[0], "--addresses", "beta=10.77.1.8/29"],
+        2,
+        "10.77.1.0/28 of alpha and 10.77.1.8/29 of beta overlap",
+    ),
+]
+
+#: What only a provider can refuse: the reservation's own record stays, with the reason, and nothing is kept.
+MORE_THAN_THERE_IS = [
+    _bad("nodes alpha:5", 3, "alpha: 5 nodes were asked for"),
+    _bad("segment 5", 3, "net: segment 5 is out of range"),
+    _bad("bandwidth 2gbit", 3, "net: 2000 Mbit/s were asked for on alpha-beta, which has 1000 Mbit/s"),
 ]
 
 
@@ -166,6 +180,11 @@ def test_what_a_user_types(grid: Grid, capsys: pytest.CaptureFixture[str]) -> No
     assert grid.say("reservation", "cancel", "one").returncode == 0
     assert grid.holds() == {}
     assert grid.say("reservation", "show", "three").returncode == 4
+
+    for words, status, text in MORE_THAN_THERE_IS:
+        said = grid.say("reserve", *words)
+        assert (said.returncode, text in said.stderr) == (status, True), said.stderr
+        assert grid.holds() == {}
 
     # Whatever is mistyped: one sentence, the exit status, and nothing is changed.
     before = grid.dump()
