@@ -95,6 +95,7 @@ class Copy:
         self._phase = ""
         self._began_s = clock.monotonic_s()
         self._release_asked: str | None = None
+        self._unheld_asked: str | None = None
         self._ending: VirtgridError | None = None
         self._abort_sent = False
         self._aborted_s: float | None = None
@@ -145,6 +146,18 @@ class Copy:
         if self._hold.holding:
             return "released"
         return "it will be released as soon as it is held" if self._request.gated else "nothing is held"
+
+    def ask_unheld(self, by: str) -> bool:
+        """Somebody ends it now, held or not -> whether a release does that.
+
+        Otherwise it is never held: whoever asks has other means (the guest is paused, say), and nothing
+        of ours shall stand in the way.
+        """
+        if self.released_s is None and not self._hold.holding:
+            self._unheld_asked = by
+            return False
+        self._release_asked = self._release_asked or by
+        return self._unheld_asked is None
 
     def ask_abort(self, error: VirtgridError) -> None:
         """End it; the first reason given stays."""
@@ -200,6 +213,8 @@ class Copy:
         now_s = self._clock.monotonic_s()
         self._observe()
         status = await self._monitor.migration()
+        if self._unheld_asked is not None and self.released_s is None:
+            await self._leave_unheld(self._unheld_asked, now_s)
         # Until memory is copied the status may be that of the migration which brought the guest here.
         if status.copying_memory and status.ram is not None:
             await self._look_at_memory(status.ram, now_s)
@@ -409,6 +424,14 @@ class Copy:
             fields["remaining_bytes"] = self.last_ram.remaining_bytes
         self._journal.write("released", by=by, reason=reason, held_s=round(self.held_s, 3), **fields)
         self._enter("release")
+
+    async def _leave_unheld(self, by: str, now_s: float) -> None:
+        self.released_s, self.released_reason = now_s, f"not held any more: asked for by {by or 'a person'}"
+        full_bytes_s = self._hold_config.full_bytes_s if self._hold_config is not None else None
+        await self._monitor.set_limits(
+            bandwidth_bytes_s=full_bytes_s, downtime_s=switchover.RELEASE_DOWNTIME_S
+        )
+        self._journal.write("released", by="user", reason=self.released_reason)
 
     def _drain(self) -> Drain:
         """Whether and how long to drain; without a way that is of no account."""

@@ -229,9 +229,12 @@ class Driver:
         self._situation = Situation(place=Place.DESTINATION, repairs=(), text=arrived)
         return await self._finish(plan, destination, domain, name)
 
+    def _checks(self, plan: MigrationPlan) -> tuple[preflight.Check, ...]:
+        return preflight.preflight(plan)
+
     def _check(self, plan: MigrationPlan) -> None:
         """Preflight: every finding into the journal; FAIL refuses."""
-        checks = preflight.preflight(plan)
+        checks = self._checks(plan)
         for check in checks:
             fields = {"name": check.name, "verdict": check.verdict.value, "text": check.text}
             self._journal.write("check", sync=False, **fields, **({"hint": check.hint} if check.hint else {}))

@@ -140,24 +140,8 @@ async def _drive(request: MigrationRequest) -> int:
     clock = SystemClock()
 
     async def drive(source: Hypervisor, destination: Hypervisor, domain: Domain) -> int:
-        migration_id, opened = await _new_journal(clock, domain.name)
+        migration_id, opened = await begin_journal(request, clock, source, destination, domain)
         with opened as journal:
-            journal.write(
-                "started",
-                sync=True,
-                id=migration_id,
-                domain=domain.name,
-                uuid=domain.uuid,
-                source=await source.hostname(),
-                destination=await destination.hostname(),
-                source_uri=request.source_uri,
-                dest_uri=request.dest_uri,
-                policy=request.policy.name,
-                options=_options(request),
-                pid=os.getpid(),
-                pid_started=process_started(os.getpid()),
-                **({"reason": request.reason} if request.reason else {}),
-            )
             driver = Driver(request, journal, clock, migration_id, open_watch=open_watch)
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGTERM, driver.request_abort, "SIGTERM")
@@ -173,6 +157,35 @@ async def _drive(request: MigrationRequest) -> int:
     except VirtgridError as error:
         _tell(error.as_dict())
         return error.exit_status
+
+
+async def begin_journal(
+    request: MigrationRequest,
+    clock: SystemClock,
+    source: Hypervisor,
+    destination: Hypervisor,
+    domain: Domain,
+) -> tuple[str, Journal]:
+    """(The migration's id, its journal, begun); the journal is the caller's to close."""
+    source_name, destination_name = await source.hostname(), await destination.hostname()
+    migration_id, journal = await _new_journal(clock, domain.name)
+    journal.write(
+        "started",
+        sync=True,
+        id=migration_id,
+        domain=domain.name,
+        uuid=domain.uuid,
+        source=source_name,
+        destination=destination_name,
+        source_uri=request.source_uri,
+        dest_uri=request.dest_uri,
+        policy=request.policy.name,
+        options=_options(request),
+        pid=os.getpid(),
+        pid_started=process_started(os.getpid()),
+        **({"reason": request.reason} if request.reason else {}),
+    )
+    return migration_id, journal
 
 
 async def _new_journal(clock: SystemClock, domain: str) -> tuple[str, Journal]:
