@@ -1,0 +1,1 @@
+"""OpenStack: Nova's libvirt driver, gated. ``driver`` and ``options`` import its packages."""
