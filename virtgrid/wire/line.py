@@ -91,6 +91,7 @@ class Line:
         self.answering: message.Id | None = None
         self.heard_s = asyncio.get_running_loop().time()
         self._reader, self._writer, self._handler = reader, writer, handler
+        self._user: LocalUser | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._requests: asyncio.Queue[Request] = asyncio.Queue(WAITING_LIMIT)
@@ -234,17 +235,21 @@ class Line:
         """Who is at the other end: by certificate, or by the kernel's word."""
         if self._peer is not None:
             return self._peer
-        uid = self.peer_uid()
-        if uid is None:
-            return LocalUser(uid=-1, trusted=False)
-        return local_user(uid)
+        if self._user is None:
+            # Asked once: it does not change, and its name may be asked of a directory in the network.
+            uid = self.peer_uid()
+            self._user = LocalUser(uid=-1, trusted=False) if uid is None else local_user(uid)
+        return self._user
 
     def peer_uid(self) -> int | None:
         """The user at the other end of a unix socket, by the kernel's word; None for other sockets."""
         sock = self._writer.get_extra_info("socket")
         if sock is None or sock.family != socket.AF_UNIX:
             return None
-        return peer_credentials(sock).uid
+        try:
+            return peer_credentials(sock).uid
+        except OSError:  # it has hung up before it was asked
+            return None
 
     # -- hearing -------------------------------------------------------------------------------
 
