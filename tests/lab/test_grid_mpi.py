@@ -72,7 +72,7 @@ async def test_an_unmodified_mpi_program_runs_across_two_sites(sites: list[GridS
         await asyncio.gather(*(pilot.shut_down() for pilot in crew))
         for pilot in crew:
             await pilot.until(State.DONE)
-            assert pilot.history == [
+            assert list(pilot.history) == [
                 State.INITIATING, State.HOST_READY, State.KEYS_READY, State.STARTING_UP, State.RUNNING,
                 State.SHUTTING_DOWN, State.DONE,
             ]  # fmt: skip

@@ -57,7 +57,7 @@ async def main():
         ran = await pilot.exec(Exec(argv=("hostname",)))
         await pilot.shut_down()
         await pilot.until(State.DONE)
-        print(json.dumps({"said": ran.stdout.decode(), "states": pilot.history}), flush=True)
+        print(json.dumps({"said": ran.stdout.decode(), "states": list(pilot.history)}), flush=True)
         await asyncio.sleep(1e6)  # until it is ended: the pilot must have heard that it was heard
 
 asyncio.run(main())

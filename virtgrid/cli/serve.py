@@ -307,12 +307,15 @@ def crm(
             )
         )
         return
+    from virtgrid.core.process import allow_files
     from virtgrid.grid.crm.backend import Backend
     from virtgrid.grid.crm.crew import Terms
     from virtgrid.grid.crm.site import serve
     from virtgrid.grid.messages import ticket as tickets
+    from virtgrid.grid.pilots import PILOTS_LIMIT
     from virtgrid.wire.tls import Tls
 
+    allow_files(2 * PILOTS_LIMIT)
     signing, dialled = read_private_key(key), Endpoint.parse(pilots)
     tls = None
     if dialled.is_network:

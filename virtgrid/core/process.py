@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import struct
 from pathlib import Path
@@ -52,3 +53,11 @@ def be_real_time() -> None:
     """Before all that merely computes, where that is permitted: for a process that mostly sleeps."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
+def allow_files(wanted: int) -> None:
+    """Let this process have so many files open, as far as it may decide that (RLIMIT_NOFILE)."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, limit), most))

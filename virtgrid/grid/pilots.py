@@ -13,6 +13,7 @@ import base64
 import contextlib
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -54,6 +55,9 @@ from virtgrid.wire.tls import Tls
 COMMAND_DEADLINE_S: Final = 60.0
 _ATTEMPT_S: Final = 20.0
 _HELLO_DEADLINE_S: Final = 10.0
+_HISTORY: Final = 64
+PILOTS_LIMIT: Final = 4096
+"""Lines at a time: as many as a cluster has hosts (``SetKeys``), old and new ones of some of them."""
 
 _RIGHTS: Final = {method: Right(ours=frozenset({Role.PILOT})) for method in ("HELLO", "TELL")}
 
@@ -93,7 +97,8 @@ class Pilot:
         self.status: Status | None = None
         self.state = State.INITIAL
         self.reason = ""
-        self.history: list[State] = []
+        #: Its last states; a pilot that tells of changes for ever does not fill our memory.
+        self.history: deque[State] = deque(maxlen=_HISTORY)
         self._taker = taker
         self._line: Line | None = None
         self._here = asyncio.Event()
@@ -289,6 +294,7 @@ class Pilots:
             self._heard,
             name="a pilot",
             mode=0o666,
+            limit=PILOTS_LIMIT,
             serve=self._serve,
             tls=self._tls,
             rights=_RIGHTS,
