@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from virtgrid.bench import hub
 from virtgrid.bench.grid import GridPlan, Samples, clashes, figures, packed
 from virtgrid.bench.rates import Rate
 from virtgrid.bench.result import Figure
@@ -89,3 +91,12 @@ def test_a_full_store_is_one_that_can_be(tmp_path: Path) -> None:
             set_links(connection, {"a-b": 10**12})
         fill(database, records, flows={"a-b": 1000})
         assert audit(database) == []
+
+
+def test_node_managers_are_heard_and_counted() -> None:
+    with tempfile.TemporaryDirectory() as directory:  # pytest's own are entered by nobody else
+        found = hub.measure(20, 1, 0.2, Path(directory) / "hub", lambda _: None)
+    figures_of = {one.name: one.value for one in hub.figures(found)}
+    assert figures_of["hub_notes_per_s_20"]
+    assert figures_of["hub_memory_mib_20"]
+    assert figures_of["hub_dialled_s_20"]

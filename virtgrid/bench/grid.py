@@ -6,7 +6,8 @@ twice.
 ``hold_p99_ms_…``: the stores of a site and of a network with so many reservations in them, and a HOLD on
 the disk. Then coordinators race for the same few nodes, and what everybody was granted is compared with
 what everybody else was. ``rate_error_share``: what a guarantee of bandwidth is worth (``rates``).
-``first_rank_s``: jobs over four sandboxes at two sites of a lab, by their journals.
+``first_rank_s``: jobs over four sandboxes at two sites of a lab, by their journals. ``hub_…``: many
+NodeManagers on one CRM (``hub``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from virtgrid.bench import rates
+from virtgrid.bench import hub, rates
 from virtgrid.bench.grid_parts import PROVIDERS, SITES, database, endpoint, running
 from virtgrid.bench.rates import Rate
 from virtgrid.bench.result import Figure, Result, at_most, figure
@@ -74,7 +75,7 @@ _RATE_BYTES_S: Final = 12_500_000
 class GridPlan:
     """commits: reservations, one after the other. stored: reservations in a full store; holds: tried there.
     racers: coordinators that race; race_s: for how long. rate_rounds, rate_seconds: of guarantees. jobs: run
-    in a lab, where one can be.
+    in a lab, where one can be. managers: NodeManagers on one CRM, manager_rounds times for manager_s.
     """
 
     commits: int = 100
@@ -85,6 +86,9 @@ class GridPlan:
     rate_rounds: int = 5
     rate_seconds: int = 5
     jobs: int = 5
+    managers: int = 1000
+    manager_rounds: int = 5
+    manager_s: float = 5.0
     seed: int = 1
 
 
@@ -107,6 +111,7 @@ class Samples:
     first_rank: list[float] = field(default_factory=list)
     crews_up: list[float] = field(default_factory=list)
     job: list[float] = field(default_factory=list)
+    hub: hub.HubSamples = field(default_factory=hub.HubSamples)
 
 
 def measure(plan: GridPlan, tell: Tell) -> Result:
@@ -118,6 +123,9 @@ def measure(plan: GridPlan, tell: Tell) -> Result:
         _slurm_commits(plan, samples, Path(directory) / "slurm", tell)
         _stores(plan, samples, Path(directory), tell)
         _race(plan, samples, Path(directory) / "race", tell)
+        samples.hub = hub.measure(
+            plan.managers, plan.manager_rounds, plan.manager_s, Path(directory) / "hub", tell
+        )
     if reason := obstacle():
         tell(f"guarantees of bandwidth are not measured: {reason}")
     else:
@@ -154,7 +162,7 @@ def figures(plan: GridPlan, samples: Samples) -> tuple[Figure, ...]:
         ("job_s", samples.job),
     ):
         found.append(figure(name, values, "s", of=statistics.median))
-    return (*found, *rates.figures(samples.rates))
+    return (*found, *hub.figures(samples.hub), *rates.figures(samples.rates))
 
 
 # -- one user ------------------------------------------------------------------------------------
@@ -451,4 +459,5 @@ def _raw(samples: Samples) -> dict[str, Any]:
         "first_rank_s": rounded(samples.first_rank),
         "crews_up_s": rounded(samples.crews_up),
         "job_s": rounded(samples.job),
+        "hub_notes_per_s": rounded(samples.hub.notes_s),
     }
