@@ -168,12 +168,11 @@ def show(name: Name, grc: Grc = GRC, as_json: Json = False) -> None:
     if view.verdict is not None:
         status = "not known" if view.status is None else str(view.status)
         print(f"verdict  {view.verdict}, exit status {status}")
+    used = [f"{format_duration(view.used_s)} of nodes"] if view.used_s else []
     if view.usage is not None:
-        print(
-            f"used     {view.usage.user_s + view.usage.system_s:.1f} s of processor at the first node,",
-            end="",
-        )
-        print(f" {format_duration(view.used_s)} of nodes")
+        used.insert(0, f"{view.usage.user_s + view.usage.system_s:.1f} s of processor at the first node")
+    if used:
+        print(f"used     {', '.join(used)}")
     print(f"command  {' '.join(view.argv)}")
     rows = [(one.site, one.node, one.state, one.address, one.sandbox, one.reason) for one in nodes]
     if rows:
