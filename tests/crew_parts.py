@@ -47,9 +47,13 @@ class InProcess:
         self.promised: set[str] = set()
         self.mute = self.brief = self.unwilling = False
         self.starts = 0
+        self.told_problems: tuple[str, ...] = ()
 
     async def nodes(self) -> tuple[Node, ...]:
         return tuple(Node(name=name) for name in self.names)
+
+    async def problems(self) -> tuple[str, ...]:
+        return self.told_problems
 
     async def promise(self, what: NodesPromised) -> None:
         if self.unwilling:

@@ -199,3 +199,15 @@ async def test_a_user_the_site_does_not_have_is_refused(case: Case) -> None:
     await case.backend.promise(_promised(order))
     with pytest.raises(RefusedError, match="vg-no-such-user"):
         await case.backend.start([order])
+
+
+async def test_what_is_wrong_with_a_host_is_told_in_sentences(tmp_path: Path) -> None:
+    socket = tmp_path / "host.sock"
+    backend = Embedded(nodes=["n1"], host=Endpoint(socket), directory=tmp_path / "pilots")
+    assert await backend.problems() == (
+        f"virtgridd is not at unix:{socket} (No such file or directory): no sandbox can be made",
+    )
+    async with await asyncio.start_unix_server(lambda _, writer: writer.close(), socket):
+        assert await backend.problems() == ()
+    (tmp_path / "pilots").rmdir()
+    assert any("no pilot can be started" in one for one in await backend.problems())

@@ -16,7 +16,7 @@ from virtgrid.core.errors import NotFoundError, PeerUnreachableError, RefusedErr
 from virtgrid.grid.crm.crew import STARTS_LIMIT
 from virtgrid.grid.messages import job as jobs
 from virtgrid.grid.messages import ticket as tickets
-from virtgrid.grid.messages.coalloc import Hold, Nodes, Window
+from virtgrid.grid.messages.coalloc import PROBLEMS_MAX, AskOffer, Hold, Nodes, Window
 from virtgrid.grid.messages.job import AskCrew, Dismiss, Equip, Launch, Muster, Order
 from virtgrid.grid.messages.node import Exec, HostEntry, State
 from virtgrid.grid.node import uplink
@@ -68,6 +68,18 @@ async def test_a_crew_from_its_muster_to_its_end(tmp_path: Path) -> None:
             await place.view()
         assert Crews(place.database).all() == []
         assert place.backend.promised == set()
+
+
+async def test_what_is_wrong_with_the_hosts_is_part_of_the_offer(tmp_path: Path) -> None:
+    async with placed(tmp_path) as place:
+        now_s = int(time.time())
+        asked = AskOffer(window=Window(begins_at_s=now_s + 60, ends_at_s=now_s + 120), prefix=30)
+        assert (await place.site.offer(asked)).problems == ()
+        place.backend.told_problems = tuple(f"node n{number}: {'x' * 400}" for number in range(40))
+        told = (await place.site.offer(asked)).problems
+        assert len(told) == PROBLEMS_MAX
+        assert all(len(one) <= 300 for one in told)
+        assert told[-1] == f"and {40 - PROBLEMS_MAX + 1} more"
 
 
 @pytest.mark.parametrize("step", ["mustered", "equipped", "launched", "running", "dismissed"])

@@ -12,8 +12,10 @@ import pytest
 from grid_parts import ME, QUICK, coordinating, grid, providers, soon, until, wish
 
 from virtgrid.core.errors import NotFoundError, RefusedError
+from virtgrid.grid.grc.coordinator import site_view
 from virtgrid.grid.messages.coalloc import (
     Command,
+    Offer,
     ReservationState,
     SiteWish,
 )
@@ -234,6 +236,12 @@ async def test_racing_reservations_share_nothing(tmp_path: Path) -> None:
         ]
         assert len(set(given)) == len(given)
         assert all(view.state is ReservationState.RELEASED for view in views if view not in won)
+
+
+def test_what_a_site_says_of_its_hosts_is_in_the_list() -> None:
+    offer = Offer(nodes=2, nodes_free=1, advertised=(), free=(), problems=("node n1: is down",))
+    view = site_view("alpha", offer)
+    assert (view.problem, view.problems) == (None, ("node n1: is down",))
 
 
 async def test_sites_are_listed_also_those_that_do_not_answer(tmp_path: Path) -> None:

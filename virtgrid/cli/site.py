@@ -38,6 +38,9 @@ def show(name: Annotated[str, typer.Argument(metavar="NAME")], grc: Grc = GRC, a
     if not found:
         raise NotFoundError(f"there is no site '{name}'", hint="virtgrid site list")
     _print(found, as_json)
+    if not as_json:
+        for problem in found[0].problems:
+            print(f"  {problem}")
     if not as_json and found[0].who is not None:
         print(f"{found[0].who} answers there" + (f"; {name} has joined" if found[0].joined else ""))
 
@@ -68,6 +71,14 @@ def leave(name: Annotated[str, typer.Argument(metavar="NAME")], grc: Grc = GRC) 
     print(f"site {name} has left")
 
 
+def _how_it_is(one: SiteView) -> str:
+    if not one.problems:
+        return "answers"
+    first, *others = one.problems
+    more = f" (and {len(others)} more: virtgrid site show {one.party})" if others else ""
+    return f"answers; {first}{more}"
+
+
 def _print(found: list[SiteView], as_json: bool) -> None:
     if as_json:
         print_json([one.model_dump(mode="json") for one in found])
@@ -80,7 +91,7 @@ def _print(found: list[SiteView], as_json: bool) -> None:
             one.nodes,
             one.nodes_free,
             " ".join(one.advertised),
-            one.problem or "answers",
+            one.problem or _how_it_is(one),
         )
         for one in found
     ]

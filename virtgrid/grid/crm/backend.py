@@ -88,6 +88,11 @@ class Backend(Protocol):
     async def nodes(self) -> tuple[Node, ...]:
         """How they are now, in their order."""
 
+    async def problems(self) -> tuple[str, ...]:
+        """What is wrong with its hosts now, a sentence each: nothing may be started there. For people, who
+        ask how the site is; what is promised for later does not depend on it.
+        """
+
     async def promise(self, what: NodesPromised) -> None:
         """Keep these nodes free for this window: an advance reservation. Said for a HOLD before it is
         answered, with nodes that no other hold has then; and again for its COMMIT and before the first

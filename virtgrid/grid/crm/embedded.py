@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from virtgrid.core.errors import RefusedError
+from virtgrid.core.units import format_size
 from virtgrid.grid.crm import place as places
 from virtgrid.grid.crm.backend import Node, NodesPromised, PilotOrder, PilotUsage
 from virtgrid.wire.endpoint import Endpoint
@@ -31,6 +32,9 @@ from virtgrid.wire.endpoint import Endpoint
 DIRECTORY: Final = Path("/run/virtgrid/pilots")
 KILL_AFTER_S: Final = 10.0
 """How long a pilot may take to shut its sandbox down before it is killed."""
+_ASK_S: Final = 2.0
+#: A pilot's ticket, record and log.
+_FREE_MIN_BYTES: Final = 4 << 20
 VIRTGRID: Final = (sys.executable, "-m", "virtgrid.cli.main")
 
 
@@ -67,6 +71,25 @@ class Embedded:
 
     async def nodes(self) -> tuple[Node, ...]:
         return tuple(Node(name=name) for name in self.names)
+
+    async def problems(self) -> tuple[str, ...]:
+        found = []
+        try:
+            async with asyncio.timeout(_ASK_S):
+                _, line = await asyncio.open_unix_connection(self._host.path)
+            line.close()
+        except TimeoutError:
+            found.append(f"virtgridd at {self._host} does not answer: no sandbox can be made")
+        except OSError as error:
+            found.append(f"virtgridd is not at {self._host} ({error.strerror}): no sandbox can be made")
+        try:
+            free = shutil.disk_usage(self._directory).free
+        except OSError as error:
+            found.append(f"{self._directory} cannot be used ({error.strerror}): no pilot can be started")
+        else:
+            if free < _FREE_MIN_BYTES:
+                found.append(f"{self._directory} has {format_size(free)} left: no pilot can be started")
+        return tuple(found)
 
     async def promise(self, what: NodesPromised) -> None:
         """The CRM's own table is all there is: nobody else gives these nodes out."""

@@ -26,6 +26,7 @@ from virtgrid.grid.crm.stock import SiteStock
 from virtgrid.grid.doors import Network
 from virtgrid.grid.messages import job as jobs
 from virtgrid.grid.messages.coalloc import (
+    PROBLEMS_MAX,
     AskFit,
     AskOffer,
     Fit,
@@ -79,6 +80,8 @@ class Site:
         self._table = Crews(database)
         self._clock = clock or SystemClock()
         self._crews: dict[str, Crew] = {}
+        #: By the ids of its members' tickets, which stay what they were made.
+        self._of_ticket: dict[str, Crew] = {}
         self._mustering = asyncio.Lock()
         self._said: dict[str, str] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="crews")
@@ -162,7 +165,11 @@ class Site:
         return await self._stored.fit(asked, stock=await self._seen())
 
     async def offer(self, asked: AskOffer) -> Offer:
-        return await self._stored.offer(asked, stock=await self._seen())
+        offer = await self._stored.offer(asked, stock=await self._seen())
+        found = [one[:300] for one in await self._backend.problems()]
+        if len(found) > PROBLEMS_MAX:
+            found[PROBLEMS_MAX - 1 :] = [f"and {len(found) - PROBLEMS_MAX + 1} more"]
+        return offer.model_copy(update={"problems": tuple(found)})
 
     async def sweep(self) -> None:
         """What lapsed or ended, and what a crash left at the backend, or took from it."""
@@ -196,6 +203,8 @@ class Site:
             if not crew.record.gone:
                 return
             del self._crews[key]
+            for member in crew.record.members:
+                self._of_ticket.pop(member.ticket, None)
             await crew.remove()
             await self._do(lambda: self._table.remove(key))
         await self._backend.withdraw(key)
@@ -270,7 +279,7 @@ class Site:
         return name
 
     def _crew(self, record: CrewRecord) -> Crew:
-        return Crew(
+        crew = Crew(
             record=record,
             terms=self._terms,
             backend=self._backend,
@@ -281,6 +290,8 @@ class Site:
             promise=self._promise,
             kept=lambda: self._stored.keeps(record.hold),
         )
+        self._of_ticket |= dict.fromkeys((member.ticket for member in record.members), crew)
+        return crew
 
     async def _save(self, record: CrewRecord) -> None:
         await self._do(lambda: self._table.save(record))
@@ -288,11 +299,9 @@ class Site:
     # -- pilots --------------------------------------------------------------------------------
 
     def _of(self, pilot: Pilot) -> Crew | None:
-        for crew in self._crews.values():
-            for member in crew.record.members:
-                if member.ticket == pilot.ticket.id:
-                    return crew
-        return None
+        """Whose it is; asked at everything that a thousand pilots tell."""
+        crew = self._of_ticket.get(pilot.ticket.id)
+        return crew if crew is not None and self._crews.get(crew.record.hold) is crew else None
 
     def _met(self, pilot: Pilot) -> None:
         crew = self._of(pilot)

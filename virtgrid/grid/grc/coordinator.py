@@ -558,5 +558,10 @@ def site_view(site: str, offer: Offer | str) -> SiteView:
     if isinstance(offer, str):
         return SiteView(party=site, kind="crm", problem=offer)
     return SiteView(
-        party=site, kind="crm", nodes=offer.nodes, nodes_free=offer.nodes_free, advertised=offer.advertised
+        party=site,
+        kind="crm",
+        nodes=offer.nodes,
+        nodes_free=offer.nodes_free,
+        advertised=offer.advertised,
+        problems=offer.problems,
     )

@@ -250,13 +250,22 @@ class AskOffer(Model):
     spread: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
 
 
+PROBLEMS_MAX: Final = 16
+Problems = Annotated[
+    tuple[Annotated[str, StringConstraints(max_length=300)], ...], Field(max_length=PROBLEMS_MAX)
+]
+
+
 class Offer(Model):
-    """OFFER's answer, of a CRM. advertised: all its ranges; free: some that are free, at most 16."""
+    """OFFER's answer, of a CRM. advertised: all its ranges; free: some that are free, at most 16; problems:
+    of its hosts, now, a sentence each.
+    """
 
     nodes: Count
     nodes_free: Count
     advertised: Annotated[tuple[Annotated[str, StringConstraints(max_length=18)], ...], Field(max_length=64)]
     free: Annotated[tuple[Range, ...], Field(max_length=16)]
+    problems: Problems = ()
 
 
 # -- what users say to a coordinator -------------------------------------------------------------
@@ -374,8 +383,9 @@ class Listed(Model):
 
 
 class SiteView(Model):
-    """One party a coordinator knows, and what it offers now; problem: why it did not answer. at: where it
-    is; who: answers there, by certificate; joined: by JOIN, and not by how the coordinator was started.
+    """One party a coordinator knows, and what it offers now; problem: why it did not answer; problems: of
+    its hosts, as it tells. at: where it is; who: answers there, by certificate; joined: by JOIN, and not by
+    how the coordinator was started.
     """
 
     party: Party
@@ -384,6 +394,7 @@ class SiteView(Model):
     nodes_free: int | None = None
     advertised: tuple[str, ...] = ()
     problem: str | None = None
+    problems: Problems = ()
     at: str = ""
     who: str | None = None
     joined: bool = False

@@ -102,6 +102,10 @@ class SlurmBackend:
             for name in self.names
         )
 
+    async def problems(self) -> tuple[str, ...]:
+        states = await self._states(self.names)
+        return tuple(f"node {name}: {why}" for name in self.names if (why := _problem(states, name)))
+
     def _ours(self, allocation: Allocation) -> bool:
         return words.hold_of(self._site, allocation.reservation) is not None
 
