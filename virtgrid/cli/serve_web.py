@@ -12,13 +12,25 @@ import typer
 
 from virtgrid.cli.output import run
 from virtgrid.cli.serve import Pki, app, log  # the same noun
-from virtgrid.core.errors import UsageError
-from virtgrid.grid.doors import identity, told_of
+from virtgrid.core.errors import RefusedError, UsageError
+from virtgrid.grid.doors import identity
 from virtgrid.wire.endpoint import Endpoint
-from virtgrid.wire.identity import Role
+from virtgrid.wire.identity import Identity, Role
 from virtgrid.wire.pki.places import SYSTEM
 
 _SOCKET: Final = "unix:/run/virtgrid/web.sock"
+
+
+def _user(option: str, text: str) -> str:
+    """Somebody with a user's certificate. Errors: UsageError."""
+    form = "virtgrid://SITE/user/NAME; virtgrid pki show says it where that one is"
+    try:
+        who = Identity.parse(text)
+    except RefusedError as error:
+        raise UsageError(f"{option}: {error.what}", hint=form) from None
+    if who.role is not Role.USER:
+        raise UsageError(f"{option}: {who} is a {who.role}, and not what looks at a page", hint=form)
+    return str(who)
 
 
 @app.command()
@@ -55,9 +67,8 @@ def web(
 
     log()
     where = Endpoint.parse(listen)
-    readers, operators = (
-        frozenset(told_of(who, Role.USER) for who in given or []) for given in (reader, operator)
-    )
+    readers = frozenset(_user("--reader", who) for who in reader or [])
+    operators = frozenset(_user("--operator", who) for who in operator or [])
     if where.is_network and not readers | operators:
         raise UsageError(
             "--listen over the network, and nobody who may look", hint="--reader virtgrid://SITE/user/NAME"
