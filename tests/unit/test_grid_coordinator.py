@@ -178,7 +178,7 @@ async def test_an_outcome_that_is_not_known_yet_is_told_as_such(tmp_path: Path) 
 
 
 async def test_a_hold_that_lapsed_before_commit_takes_everything_back(tmp_path: Path) -> None:
-    async with grid(tmp_path, timing=replace(QUICK, ttl_s=1)) as parts:
+    async with grid(tmp_path, timing=replace(QUICK, ttl_s=3)) as parts:
         parts.lines["beta"].unsaid = {Command.COMMIT}
         asked = asyncio.create_task(parts.coordinator.reserve(wish(), owner=ME))
         await until(lambda: parts.kept()["beta"] == 1)

@@ -20,7 +20,10 @@ NETWORK = ["--listen", "tls://127.0.0.1:0"]
         ([*NETWORK, "--reader", "virtgrid://a/user/ann", "--pki", "/nowhere"], 3, "no certificate of a host"),
     ],
 )
-def test_what_cannot_be_is_told_with_its_option(words: list[str], status: int, said: str) -> None:
+def test_what_cannot_be_is_told_with_its_option(
+    words: list[str], status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virtgrid.cli.serve_web.log", lambda: None)  # it would outlive the test
     ended = CliRunner().invoke(app, ["serve", "web", *words])
     assert ended.exit_code == status
     assert said in " ".join(ended.stderr.split())
