@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -163,10 +163,7 @@ class Driver:
         self._stop_if_asked()
         await undo.enter_async_context(ControlServer(running.socket_path(domain.uuid), self._on_command))
         if plan.facts.tap_visible:
-            self._watch = self._open_watch(plan)
-            undo.callback(self._watch.close)
-            if note := capture_note(self._watch.capture):
-                self._journal.write("note", text=note)
+            self._begin_watch(undo, plan)
         name = await undo.enter_async_context(GuestName(self._journal, self._clock, plan, self._id))
         await name.lower()
         # Only images that are copied: one that both hosts share must stay free for the other QEMU.
@@ -191,18 +188,7 @@ class Driver:
             await wan.release()
             await flip.let_go(drain)
 
-        self._copy = Copy(
-            plan,
-            self._journal,
-            self._clock,
-            domain=domain,
-            monitor=self._open_monitor(source, domain.uuid),
-            destination=destination,
-            watch=self._watch,
-            rescue=lambda: self._rescue(domain),
-            peer_silent=lambda: self._destination_silent(destination, domain),
-            letting_go=letting_go,
-        )
+        self._copy = self._copier(plan, source, destination, domain, letting_go)
         self._stop_if_asked()
         try:
             await self._copy.run(calling.run(domain.uuid, plan.options))
@@ -219,15 +205,50 @@ class Driver:
                     images.keep("the domain may be using it")
                     await name.leave(there=self._situation.place is Place.DESTINATION)
                 raise
-            told = error.cause or error.what if isinstance(error, VirtgridError) else repr(error)
-            self._journal.write("note", text=f"it has arrived all the same, after: {told}")
+            self._arrived_after(error)
         images.keep()
         limits.keep()
         await flip.arrived()
         await wan.end()
+        self._arrived(plan)
+        return await self._finish(plan, destination, domain, name)
+
+    # --- what a migration is made of, whoever makes the call (see gatekeeper) -----------
+
+    def _begin_watch(self, undo: AsyncExitStack, plan: MigrationPlan) -> None:
+        self._watch = self._open_watch(plan)
+        undo.callback(self._watch.close)
+        if note := capture_note(self._watch.capture):
+            self._journal.write("note", text=note)
+
+    def _copier(
+        self,
+        plan: MigrationPlan,
+        source: Hypervisor,
+        destination: Hypervisor,
+        domain: Domain,
+        letting_go: Callable[[Drain], Awaitable[None]],
+    ) -> Copy:
+        return Copy(
+            plan,
+            self._journal,
+            self._clock,
+            domain=domain,
+            monitor=self._open_monitor(source, domain.uuid),
+            destination=destination,
+            watch=self._watch,
+            rescue=lambda: self._rescue(domain),
+            peer_silent=lambda: self._destination_silent(destination, domain),
+            letting_go=letting_go,
+        )
+
+    def _arrived_after(self, error: Exception) -> None:
+        told = error.cause or error.what if isinstance(error, VirtgridError) else repr(error)
+        self._journal.write("note", text=f"it has arrived all the same, after: {told}")
+
+    def _arrived(self, plan: MigrationPlan) -> None:
         arrived = f"{plan.name} runs on {plan.facts.destination.hostname}"
         self._situation = Situation(place=Place.DESTINATION, repairs=(), text=arrived)
-        return await self._finish(plan, destination, domain, name)
 
     def _checks(self, plan: MigrationPlan) -> tuple[preflight.Check, ...]:
         return preflight.preflight(plan)

@@ -37,20 +37,17 @@ from virtgrid.core.journal import Journal
 from virtgrid.migration import facts as gathering
 from virtgrid.migration import running
 from virtgrid.migration.control import ControlServer
-from virtgrid.migration.copying import Copy
 from virtgrid.migration.driver import Driver, OpenWatch
 from virtgrid.migration.flip import Flip
 from virtgrid.migration.guestname import GuestName
-from virtgrid.migration.outcome import Place, Situation
+from virtgrid.migration.outcome import Place
 from virtgrid.migration.plan import MigrationPlan, MigrationRequest, check_request, make_plan
 from virtgrid.migration.preflight import Check, preflight
 from virtgrid.migration.prepare import HoldLimits
 from virtgrid.migration.tapwatch import open_watch
-from virtgrid.migration.watch import capture_note
 from virtgrid.migration.worker import begin_journal, connected
 from virtgrid.virt.connection import Hypervisor, LibvirtError
 from virtgrid.virt.domain import Domain, look
-from virtgrid.virt.monitor import QemuMonitor
 
 _REQUEST: Final = TypeAdapter(MigrationRequest)
 _LINE_LIMIT_BYTES: Final = 1 << 20
@@ -105,26 +102,12 @@ class Gatekeeper(Driver):
         self._check(plan)
         self._journal.write("phase", phase="prepare")
         await undo.enter_async_context(ControlServer(running.socket_path(domain.uuid), self._on_command))
-        self._watch = self._open_watch(plan)
-        undo.callback(self._watch.close)
-        if note := capture_note(self._watch.capture):
-            self._journal.write("note", text=note)
+        self._begin_watch(undo, plan)
         # No fence: in a peer-to-peer migration it is the source's libvirtd that decides who runs.
         await self._listen(source, destination, domain)
         limits = await undo.enter_async_context(HoldLimits(self._journal, domain, self._request.source_uri))
         flip = await undo.enter_async_context(Flip(plan, self._journal))
-        self._copy = Copy(
-            plan,
-            self._journal,
-            self._clock,
-            domain=domain,
-            monitor=QemuMonitor(source, domain.uuid),
-            destination=destination,
-            watch=self._watch,
-            rescue=lambda: self._rescue(domain),
-            peer_silent=lambda: self._destination_silent(destination, domain),
-            letting_go=flip.let_go,
-        )
+        self._copy = self._copier(plan, source, destination, domain, flip.let_go)
         if self._unheld:
             self._copy.ask_unheld("")
         self._stop_if_asked()
@@ -136,12 +119,10 @@ class Gatekeeper(Driver):
             await flip.leave(self._situation.place)
             if self._situation.place is not Place.DESTINATION or self._situation.repairs:
                 raise
-            told = error.cause or error.what if isinstance(error, VirtgridError) else repr(error)
-            self._journal.write("note", text=f"it has arrived all the same, after: {told}")
+            self._arrived_after(error)
         limits.keep()
         await flip.arrived()
-        arrived = f"{plan.name} runs on {plan.facts.destination.hostname}"
-        self._situation = Situation(place=Place.DESTINATION, repairs=(), text=arrived)
+        self._arrived(plan)
         return await self._finish(
             plan, destination, domain, GuestName(self._journal, self._clock, plan, self._id)
         )
