@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.agent_parts import KEY, agent
 from tests.unit.scripted_host import HOSTS, INIT, ticket
 from tests.wire_ends import dialled, until
 from virtgrid.core.errors import RefusedError
@@ -23,37 +24,12 @@ from virtgrid.grid.messages.network import SEGMENTS
 from virtgrid.grid.messages.node import Init, SetKeys
 from virtgrid.grid.node import sshfiles
 from virtgrid.host import qemu_hook, runner
-from virtgrid.host.daemon import Virtgridd
-from virtgrid.host.guests import GRACE_S, Libvirt, spec_of
-from virtgrid.host.networks import Networks
+from virtgrid.host.guests import GRACE_S, spec_of
 from virtgrid.host.notices import Notice, NoticeSocket, read
 from virtgrid.host.tenancies import Tenancies, Tenancy
-from virtgrid.host.wanted import Wanted
 from virtgrid.wire import seal
 from virtgrid.wire.endpoint import Endpoint
 from virtgrid.wire.message import RemoteError
-
-KEY = seal.new_key()
-
-
-class Quiet:
-    """A host without a network."""
-
-    def establish(self, want: Wanted) -> dict[str, str]:
-        return {}
-
-
-def _daemon(tmp_path: Path) -> Virtgridd:
-    return Virtgridd(
-        where=Endpoint(tmp_path / "host"),
-        keys=[KEY.public_key()],
-        bridge="br{tag}",
-        libvirt=Libvirt("test:///nowhere", state=str(tmp_path)),
-        tenancies=Tenancies(tmp_path / "tenancies"),
-        networks=Networks(Quiet(), directory=tmp_path / "networks"),
-        orphan_s=60,
-        notices=tmp_path / "notice",
-    )
 
 
 @pytest.fixture
@@ -67,7 +43,7 @@ def _text(**changes: Any) -> str:
 
 
 async def test_without_a_ticket_nothing_is_done(tmp_path: Path) -> None:
-    async with _daemon(tmp_path), dialled(Endpoint(tmp_path / "host")) as line:
+    async with agent(tmp_path), dialled(Endpoint(tmp_path / "host")) as line:
         for method, params in (("look", {}), ("remove", {}), ("exec", {"argv": ["true"]})):
             with pytest.raises(RemoteError, match="say hello with a ticket first"):
                 await line.call(method, params)
@@ -80,7 +56,7 @@ async def test_without_a_ticket_nothing_is_done(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("somebody")
 async def test_a_ticket_is_for_one_sandbox_in_its_time(tmp_path: Path) -> None:
-    async with _daemon(tmp_path), dialled(Endpoint(tmp_path / "host")) as line:
+    async with agent(tmp_path), dialled(Endpoint(tmp_path / "host")) as line:
         with pytest.raises(RefusedError, match="has ended"):
             await line.call("hello", {"ticket": _text(begins_at_s=1.0, ends_at_s=2.0)})
         with pytest.raises(RefusedError, match="nobody trusted"):
@@ -102,23 +78,23 @@ async def test_a_ticket_is_for_one_sandbox_in_its_time(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("somebody")
 async def test_before_its_time_nothing_starts(tmp_path: Path) -> None:
     later_s = time.time() + 500
-    async with _daemon(tmp_path), dialled(Endpoint(tmp_path / "host")) as line:
+    async with agent(tmp_path), dialled(Endpoint(tmp_path / "host")) as line:
         await line.call("hello", {"ticket": _text(begins_at_s=later_s, ends_at_s=later_s + 60)})
         with pytest.raises(RefusedError, match=r"begins in (499|500) s"):
             await line.call("start")
 
 
 async def test_there_is_one_virtgridd(tmp_path: Path) -> None:
-    async with _daemon(tmp_path):
+    async with agent(tmp_path):
         with pytest.raises(RefusedError, match="somebody does already"):
-            await _daemon(tmp_path).__aenter__()
+            await agent(tmp_path).__aenter__()
     assert not (tmp_path / "host").exists()
     assert not (tmp_path / "notice").exists()
 
 
 @pytest.mark.usefixtures("somebody")
 async def test_only_root_and_network_managers_say_which_segments_there_are(tmp_path: Path) -> None:
-    async with _daemon(tmp_path), dialled(Endpoint(tmp_path / "host")) as line:
+    async with agent(tmp_path), dialled(Endpoint(tmp_path / "host")) as line:
         with pytest.raises(RefusedError, match="user 5001 of this host may not ask segments"):
             await line.call(SEGMENTS, {})
 
@@ -128,7 +104,7 @@ async def test_the_newer_line_of_a_manager_counts(tmp_path: Path) -> None:
         "network": "net", "site": "a", "address": "192.0.2.1", "hosts": {"a": ["192.0.2.1"]}, "reach": {},
         "segments": [],
     }  # fmt: skip
-    async with _daemon(tmp_path), dialled(Endpoint(tmp_path / "host")) as old:
+    async with agent(tmp_path), dialled(Endpoint(tmp_path / "host")) as old:
         assert await old.call(SEGMENTS, said) == {"problems": {}}
         with pytest.raises(RemoteError, match="segments: address"):
             await old.call(SEGMENTS, {**said, "address": "nowhere"})

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.agent_parts import KEY, agent
 from tests.unit.scripted_host import INIT, ticket
 from tests.wire_ends import dialled, until
 from virtgrid.config import Config
@@ -27,21 +28,14 @@ from virtgrid.core.journal import Journal, migrations_dir
 from virtgrid.grid.messages import ticket as tickets
 from virtgrid.grid.messages.host import Stage, View
 from virtgrid.host import qemu_hook
-from virtgrid.host.daemon import Virtgridd
 from virtgrid.host.entries import Entries
-from virtgrid.host.guests import Guest, Libvirt
+from virtgrid.host.guests import Guest
 from virtgrid.host.mover import Mover
-from virtgrid.host.networks import Networks
 from virtgrid.host.queue import Entry, Event, State, follow
-from virtgrid.host.tenancies import Tenancies
-from virtgrid.host.wanted import Wanted
 from virtgrid.migration import recovery
 from virtgrid.migration.outcome import Place, Situation
 from virtgrid.migration.worker import Worker
-from virtgrid.wire import seal
 from virtgrid.wire.endpoint import Endpoint
-
-KEY = seal.new_key()
 
 CONFIG = Config.model_validate(
     {
@@ -258,31 +252,10 @@ async def test_a_full_disk_stops_the_queue_and_loses_nothing(
 # -- over virtgridd's socket -----------------------------------------------------------------------
 
 
-def _daemon(tmp_path: Path, mover: Mover | None) -> Virtgridd:
-    return Virtgridd(
-        where=Endpoint(tmp_path / "host"),
-        keys=[KEY.public_key()],
-        bridge="br{tag}",
-        libvirt=Libvirt("test:///nowhere", state=str(tmp_path)),
-        tenancies=Tenancies(tmp_path / "tenancies"),
-        networks=Networks(Quiet(), directory=tmp_path / "networks"),
-        orphan_s=60,
-        notices=tmp_path / "notice",
-        mover=mover,
-    )
-
-
-class Quiet:
-    """A host without a network."""
-
-    def establish(self, want: Wanted) -> dict[str, str]:
-        return {}
-
-
 async def test_only_root_may_look_at_the_queue_and_fill_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with _daemon(tmp_path, None), dialled(Endpoint(tmp_path / "host")) as line:
+    async with agent(tmp_path, None), dialled(Endpoint(tmp_path / "host")) as line:
         with pytest.raises(RefusedError, match="migrates nothing"):
             await line.call("moves")
         monkeypatch.setattr("virtgrid.wire.line.Line.peer_uid", lambda _: 5001)
@@ -297,7 +270,7 @@ async def test_a_long_queue_is_told_in_pages_that_fit_a_line(tmp_path: Path) -> 
     for number in range(450):
         entries.put(an_entry(number, not_before_s=1e12, note="n" * 500, tried=("m" * 200,) * 5))
     mover = Scripted(entries, lambda _: pytest.fail("nothing is due"))
-    async with _daemon(tmp_path, mover), dialled(Endpoint(tmp_path / "host")) as line:
+    async with agent(tmp_path, mover), dialled(Endpoint(tmp_path / "host")) as line:
         found: list[str] = []
         more = True
         while more:
@@ -333,7 +306,7 @@ async def test_a_sandbox_makes_room_as_soon_as_it_is_prepared_by_a_pilot_or_by_v
     monkeypatch.setattr("virtgrid.wire.line.Line.peer_uid", lambda _: 5001)
     now_s = time.time()
     text = tickets.issue(ticket(begins_at_s=now_s + 50, ends_at_s=now_s + 60), KEY)
-    async with _daemon(tmp_path, mover), dialled(Endpoint(tmp_path / "host")) as line:
+    async with agent(tmp_path, mover), dialled(Endpoint(tmp_path / "host")) as line:
         await line.call("hello", {"ticket": text})
         with pytest.raises(RefusedError, match="no libvirt"):  # guests leave all the same
             await line.call("prepare", {"init": INIT})
