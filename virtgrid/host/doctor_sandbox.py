@@ -27,8 +27,9 @@ from virtgrid.migration.preflight import Check, CheckVerdict
 from virtgrid.net import syscalls
 from virtgrid.virt.connection import Hypervisor
 from virtgrid.wire import message
-from virtgrid.wire.endpoint import VIRTGRIDD, Endpoint, dial
+from virtgrid.wire.endpoint import Endpoint, dial
 from virtgrid.wire.line import Line
+from virtgrid.wire.wellknown import VIRTGRIDD
 
 _ANSWER_S: Final = 2.0
 _IDS: Final = range(FIRST_BASE, FIRST_BASE + BASES * 65536)

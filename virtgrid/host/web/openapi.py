@@ -52,6 +52,19 @@ class Operation:
     problems: tuple[int, ...] = field(default=())
 
 
+def _steering(verb: str, text: str) -> Operation:
+    return Operation(
+        name=f"{verb}Migration",
+        method="post",
+        path=f"/migrations/{{reference}}/{verb}",
+        text=text,
+        answer=Steered,
+        parameters=(_REFERENCE,),
+        body=Steer,
+        problems=(400, 403, 404, 409, 413, 415, 503),
+    )
+
+
 OPERATIONS: Final = (
     Operation(name="host", method="get", path="/host", text="Whom one asks, and as whom.", answer=Host),
     Operation(
@@ -72,26 +85,8 @@ OPERATIONS: Final = (
         parameters=(_REFERENCE,),
         problems=(404, 409),
     ),
-    Operation(
-        name="releaseMigration",
-        method="post",
-        path="/migrations/{reference}/release",
-        text="Let go of a held switchover now, whatever its connections do.",
-        answer=Steered,
-        parameters=(_REFERENCE,),
-        body=Steer,
-        problems=(400, 403, 404, 409, 413, 415, 503),
-    ),
-    Operation(
-        name="abortMigration",
-        method="post",
-        path="/migrations/{reference}/abort",
-        text="End a running migration; the domain stays where it is.",
-        answer=Steered,
-        parameters=(_REFERENCE,),
-        body=Steer,
-        problems=(400, 403, 404, 409, 413, 415, 503),
-    ),
+    _steering("release", "Let go of a held switchover now, whatever its connections do."),
+    _steering("abort", "End a running migration; the domain stays where it is."),
     Operation(name="listJobs", method="get", path="/jobs", text="Jobs of the coordinator.", answer=Jobs),
     Operation(
         name="listReservations",
