@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,21 +9,18 @@ from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
-from virtgrid.core.errors import DeadlineError, OutcomeUnknownError, RefusedError
+from virtgrid.cli.once import ask_once
+from virtgrid.core.errors import DeadlineError, OutcomeUnknownError
 from virtgrid.core.units import format_duration, format_time
 from virtgrid.grid.doors import identity
 from virtgrid.grid.messages.coalloc import Nodes, Paths, ReservationState, View, Window
-from virtgrid.grid.messages.common import Model, parse
-from virtgrid.wire.endpoint import Endpoint, dial
+from virtgrid.grid.messages.common import Model
+from virtgrid.wire.endpoint import Endpoint
 from virtgrid.wire.identity import Role
-from virtgrid.wire.line import LineLostError, deaf
-from virtgrid.wire.message import RemoteError
+from virtgrid.wire.line import LineLostError
 from virtgrid.wire.pki import places
 
 M = TypeVar("M", bound=Model)
-
-_DEADLINE_S: Final = 40.0
-"""A coordinator answers a reservation within some 20 s, known or not."""
 
 Grc = Annotated[
     str, typer.Option(metavar="ENDPOINT", help="The coordinator.", envvar="VIRTGRID_GRC", show_envvar=False)
@@ -37,18 +33,7 @@ def ask(grc: str, method: str, asked: Model, answer: type[M]) -> M:
     """
     where = Endpoint.parse(grc)
     tls = identity(_pki(), Role.USER) if where.is_network else None
-
-    async def main() -> Any:
-        line = await dial(where, deaf, name="the coordinator", tls=tls, expect=Role.GRC)
-        try:
-            return await line.call(method, asked.model_dump(mode="json"), deadline_s=_DEADLINE_S)
-        finally:
-            await line.close()
-
-    try:
-        return parse(answer, method, asyncio.run(main()))
-    except RemoteError as error:
-        raise RefusedError(error.what) from error
+    return ask_once(where, "the coordinator", method, asked, answer, tls=tls, expect=Role.GRC)
 
 
 def _pki() -> Path:

@@ -15,7 +15,7 @@ from virtgrid.core.errors import HoldTimeoutError, InterruptedByUserError, Virtg
 from virtgrid.core.units import format_duration, parse_duration
 from virtgrid.grid.messages.moves import Evacuate, Evacuated, Left
 from virtgrid.report.model import clean
-from virtgrid.wire.endpoint import VIRTGRIDD
+from virtgrid.wire.wellknown import VIRTGRIDD
 
 _POLL_S: Final = 0.5
 _ENDED: Final = ("done", "failed", "gave up")

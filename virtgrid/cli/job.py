@@ -35,8 +35,9 @@ from virtgrid.grid.messages.job import (
     Wrote,
 )
 from virtgrid.grid.messages.node import Exec
-from virtgrid.wire.endpoint import GRC, Endpoint
+from virtgrid.wire.endpoint import Endpoint
 from virtgrid.wire.line import LineLostError
+from virtgrid.wire.wellknown import GRC
 
 app = typer.Typer(
     no_args_is_help=True,

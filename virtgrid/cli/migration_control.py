@@ -15,10 +15,9 @@ from virtgrid.core import journal as journals
 from virtgrid.core.errors import HoldTimeoutError, UsageError, VirtgridError
 from virtgrid.core.events import TERMINAL
 from virtgrid.core.units import format_duration, parse_duration
-from virtgrid.grid.messages.moves import Moves, Withdraw
 from virtgrid.migration import control, recovery
 from virtgrid.report.files import writer_alive
-from virtgrid.wire.endpoint import VIRTGRIDD
+from virtgrid.wire.wellknown import VIRTGRIDD
 
 _POLL_S: Final = 0.1
 #: What can be waited for -> the events that mean it has come.
@@ -137,6 +136,8 @@ def queue(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> None:
     """Show virtgridd's queue of migrations on this host: who goes, who waits, and for what."""
+    from virtgrid.grid.messages.moves import Moves, Withdraw
+
     if withdraw is not None:
         found = list(moves.ask(host, "withdraw", Withdraw(id=withdraw), Moves).entries)
     else:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
 from virtgrid.cli.output import print_table
-from virtgrid.core.errors import PeerUnreachableError, RefusedError
+from virtgrid.core.errors import PeerUnreachableError
 from virtgrid.core.units import format_duration
-from virtgrid.grid.messages.common import Model, parse
-from virtgrid.grid.messages.moves import Look, Moves
-from virtgrid.wire.endpoint import Endpoint, dial
-from virtgrid.wire.line import deaf
-from virtgrid.wire.message import RemoteError
 
-M = TypeVar("M", bound=Model)
+if TYPE_CHECKING:
+    from virtgrid.grid.messages.common import Model
 
-_DEADLINE_S: Final = 40.0
+M = TypeVar("M", bound="Model")
+
 COLUMNS: Final = ("ID", "DOMAIN", "TO", "STATE", "FOR", "WHY", "NOTE")
 
 Host = Annotated[str, typer.Option("--host", metavar="ENDPOINT", help="virtgridd.")]
@@ -28,18 +24,12 @@ Host = Annotated[str, typer.Option("--host", metavar="ENDPOINT", help="virtgridd
 
 def ask(host: str, method: str, asked: Model, answer: type[M]) -> M:
     """One question. Errors: virtgridd's; PeerUnreachableError."""
-
-    async def main() -> Any:
-        line = await dial(Endpoint.parse(host), deaf, name="virtgridd")
-        try:
-            return await line.call(method, asked.model_dump(mode="json"), deadline_s=_DEADLINE_S)
-        finally:
-            await line.close()
+    # They take a quarter of a second to load, which whoever only looks at journals does not owe.
+    from virtgrid.cli.once import ask_once
+    from virtgrid.wire.endpoint import Endpoint
 
     try:
-        return parse(answer, method, asyncio.run(main()))
-    except RemoteError as error:
-        raise RefusedError(error.what) from error
+        return ask_once(Endpoint.parse(host), "virtgridd", method, asked, answer)
     except PeerUnreachableError as error:
         error.hint = error.hint or "systemctl start virtgridd, or virtgrid serve host"
         raise
@@ -47,6 +37,8 @@ def ask(host: str, method: str, asked: Model, answer: type[M]) -> M:
 
 def queue(host: str) -> list[dict[str, Any]]:
     """All of it, oldest first. Errors: as ``ask``."""
+    from virtgrid.grid.messages.moves import Look, Moves
+
     found: list[dict[str, Any]] = []
     while True:
         page = ask(host, "moves", Look(after=found[-1]["id"] if found else None), Moves)

@@ -21,7 +21,7 @@ from virtgrid.grid.coalloc.coordinator import TABLE
 from virtgrid.grid.messages.coalloc import CANCEL, LIST, SHOW, AskList, Line, Listed, View, Which
 from virtgrid.grid.messages.common import Name as NameType
 from virtgrid.grid.messages.common import require
-from virtgrid.wire.endpoint import GRC
+from virtgrid.wire.wellknown import GRC
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -15,7 +15,7 @@ from virtgrid.core.errors import RefusedError, UsageError
 from virtgrid.core.units import format_time, parse_duration, parse_rate, parse_time
 from virtgrid.grid.messages.coalloc import RESERVE, ReservationState, Reserve, SiteWish, View, Window
 from virtgrid.grid.messages.common import first_fault
-from virtgrid.wire.endpoint import GRC
+from virtgrid.wire.wellknown import GRC
 
 _BELOW: Final = "\n         "
 """Between the reasons of two parties, each on a line of its own below ``cause:``."""

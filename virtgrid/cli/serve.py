@@ -19,10 +19,11 @@ from virtgrid.core.journal import state_dir
 from virtgrid.core.units import parse_duration, parse_size
 from virtgrid.grid.doors import Network, identity, told_of
 from virtgrid.grid.messages.network import BRIDGE
-from virtgrid.wire.endpoint import GRC, VIRTGRIDD, Endpoint
+from virtgrid.wire.endpoint import Endpoint
 from virtgrid.wire.identity import Role
 from virtgrid.wire.pki.places import SYSTEM, Places
 from virtgrid.wire.seal import read_private_key, read_public_key
+from virtgrid.wire.wellknown import GRC, VIRTGRIDD
 
 app = typer.Typer(
     no_args_is_help=True,

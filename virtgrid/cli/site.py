@@ -11,7 +11,8 @@ from virtgrid.cli.output import print_json, print_table, run
 from virtgrid.core.errors import NotFoundError
 from virtgrid.grid.messages.coalloc import JOIN, LEAVE, SITES, Empty, Join, Leave, Party, SiteList, SiteView
 from virtgrid.grid.messages.common import require
-from virtgrid.wire.endpoint import GRC, Endpoint
+from virtgrid.wire.endpoint import Endpoint
+from virtgrid.wire.wellknown import GRC
 
 app = typer.Typer(
     no_args_is_help=True,

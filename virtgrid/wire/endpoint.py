@@ -46,9 +46,6 @@ class HostPort:
 
 
 _LOOK: Final = "virtgrid pki show, here and there, says whose certificates are in use"
-VIRTGRIDD: Final = "unix:/run/virtgrid/host.sock"
-GRC: Final = "unix:/run/virtgrid/grc.sock"
-"""Where virtgridd listens unless it is told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
